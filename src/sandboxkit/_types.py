@@ -1,0 +1,223 @@
+"""Frozen values that cross rooms: what is asked of a sandbox, and what comes back.
+
+No behaviour beyond reading a value in a convenient way; no import of the SDK.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from sandboxkit.errors import CodeError, CommandFailed, ConfigurationError
+
+CODE_INTERPRETER = "code-interpreter-v1"
+DEFAULT_ROOT = "/home/user"
+DEFAULT_MAX_OUTPUT = 10 * 1024 * 1024
+
+EndpointName = Literal["auto", "e2b", "local"]
+NetworkMode = Literal["deny", "packages", "internet"]
+OnLoss = Literal["fail", "recreate", "replay"]
+Level = Literal["lexical", "checked", "enforced"]
+
+
+# -- what is asked ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where sandboxes come from: one E2B-compatible service and the key for it.
+
+    `domain` is the usual way to name a self-hosted E2B; `api_url` and `sandbox_url` name the two services by URL,
+    which plain-HTTP servers such as the local engine need
+    (https://e2b.dev/docs, "API key" and "Self-hosting"; the SDK marks the two URLs as internal).
+    """
+
+    api_key: str = field(repr=False)
+    api_url: str | None = None
+    sandbox_url: str | None = None
+    domain: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.api_key:
+            raise ConfigurationError("Endpoint(api_key=...) is empty; pass the service's API key.")
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPolicy:
+    """Hosts and networks that a sandbox may reach (`allow`) or may not (`deny`); nothing else is reachable."""
+
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeoutPolicy:
+    """All time limits, in seconds.
+
+    Attributes:
+        lifetime: how long a sandbox lives after it was created or last renewed (E2B's default is 300).
+        renew: `"on_use"` makes each use extend the life to `lifetime` again, never shorten it; `"heartbeat"` does so
+            while work runs; `"never"` leaves it alone.
+        floor: the life that is guaranteed to be left before any work starts.
+        max_lifetime: retire a sandbox before it grows older than this (E2B: 3,600 on Hobby, 86,400 on Pro).
+        at_end: what the provider does at the end of the lifetime.
+        create, install, ready, command, code: limits of creating a sandbox, installing dependencies, a web app's
+            first answer, one command, one piece of code.
+    """
+
+    lifetime: float = 600.0
+    renew: Literal["on_use", "heartbeat", "never"] = "on_use"
+    floor: float = 60.0
+    max_lifetime: float | None = None
+    at_end: Literal["kill", "pause"] = "kill"
+    create: float = 60.0
+    install: float = 300.0
+    ready: float = 60.0
+    command: float = 60.0
+    code: float = 300.0
+
+    def __post_init__(self) -> None:
+        for name in ("lifetime", "floor", "create", "install", "ready", "command", "code"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise ConfigurationError(f"TimeoutPolicy({name}={value!r}): a positive number of seconds is needed.")
+        if self.max_lifetime is not None and not 0 < self.max_lifetime < float("inf"):
+            raise ConfigurationError(f"TimeoutPolicy(max_lifetime={self.max_lifetime!r}): positive seconds, or None.")
+        if self.floor > self.lifetime:
+            raise ConfigurationError(f"TimeoutPolicy(floor={self.floor}) is longer than lifetime={self.lifetime}.")
+
+
+# -- what code gives back -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One displayed value of a cell, in every form that the interpreter offered.
+
+    The fields are E2B's (https://e2b.dev/docs/code-interpreting/analyze-data-with-ai): binary forms are base64 text,
+    `chart` is the typed data of a chart, `data` a table as columns, `extra` any other MIME type.
+    """
+
+    text: str | None = None
+    html: str | None = None
+    markdown: str | None = None
+    svg: str | None = None
+    png: str | None = None
+    jpeg: str | None = None
+    pdf: str | None = None
+    latex: str | None = None
+    json: Any = None
+    javascript: str | None = None
+    data: Any = None
+    chart: Any = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    is_main_result: bool = False
+
+    def formats(self) -> tuple[str, ...]:
+        """Name the forms that this result has."""
+        names = ("text", "html", "markdown", "svg", "png", "jpeg", "pdf", "latex", "json", "javascript", "data", "chart")
+        return (*(n for n in names if getattr(self, n) is not None), *self.extra)
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionError:
+    """An exception that user code raised: data, not a failure of ours."""
+
+    name: str
+    value: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class OutputMessage:
+    """A piece of output while code runs."""
+
+    text: str
+    stream: Literal["stdout", "stderr"] = "stdout"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """What one piece of code did: its output, the values that it displayed, and its exception if it raised one."""
+
+    stdout: str = ""
+    stderr: str = ""
+    results: tuple[Result, ...] = ()
+    error: ExecutionError | None = None
+    count: int | None = None
+
+    @property
+    def text(self) -> str | None:
+        """The text of the main result (the value of the last expression), if there is one."""
+        return next((r.text for r in self.results if r.is_main_result), None)
+
+    def raise_for_error(self) -> Execution:
+        """Return this execution, or raise `CodeError` if the code raised.
+
+        Raises:
+            CodeError: with the sandbox's `name`, `value` and `traceback`.
+        """
+        if self.error is None:
+            return self
+        raise CodeError(
+            f"{self.error.name}: {self.error.value}",
+            name=self.error.name,
+            value=self.error.value,
+            traceback=self.error.traceback,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandResult:
+    """What a finished command did. A non-zero exit code is data; `raise_for_error()` makes it an exception."""
+
+    exit_code: int
+    stdout: str = ""
+    stderr: str = ""
+
+    def raise_for_error(self) -> CommandResult:
+        """Return this result, or raise `CommandFailed` if the exit code is not zero.
+
+        Raises:
+            CommandFailed: with `exit_code` and `stderr`.
+        """
+        if self.exit_code == 0:
+            return self
+        last = self.stderr.strip().splitlines()[-1:] or [""]
+        raise CommandFailed(
+            f"The command exited with code {self.exit_code}. {last[0]}".rstrip(),
+            exit_code=self.exit_code,
+            stderr=self.stderr,
+        )
+
+
+# -- files and sandboxes ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileInfo:
+    """One directory entry. `path` is absolute inside the sandbox; `link_target` is set for symbolic links."""
+
+    name: str
+    path: str
+    type: Literal["file", "dir", "other"]
+    size: int = 0
+    mode: int = 0
+    owner: str = ""
+    group: str = ""
+    modified: datetime | None = None
+    link_target: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxInfo:
+    """A sandbox as its provider lists it."""
+
+    sandbox_id: str
+    template: str
+    state: Literal["running", "paused"]
+    started_at: datetime
+    end_at: datetime
+    metadata: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""One module per framework, imported late; none yet."""

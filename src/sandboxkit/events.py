@@ -1,0 +1,40 @@
+"""What happened, as frozen values: pools, runners and SafeFS tell it, `on_event` and `instrumentation` listen.
+
+Names, in the order of a sandbox's life (the data that each carries is in brackets):
+
+    pool.opened pool.closed
+    sandbox.creating  sandbox.created [duration, source]  sandbox.create_failed [error, duration]
+    sandbox.reused  sandbox.renewed [end_at]  sandbox.lost [error, files_lost]
+    sandbox.killed [reason]  sandbox.kill_failed [error]
+    session.opened [source: reused | warm | created, duration]  session.released  session.conflict
+    code.started  code.finished [duration, error]  command.started  command.finished [duration, exit_code]
+    fragment.step [step, detail]  fragment.finished [duration]
+    path.refused [path, code]
+
+No event carries code, output, environment values or keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One thing that happened. `at` is Unix time in seconds; `data` holds what is particular to `name`."""
+
+    name: str
+    at: float
+    pool: str | None = None
+    session: str | None = None
+    sandbox_id: str | None = None
+    template: str | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+EventHandler = Callable[[Event], object]
+"""Takes an event; what it returns is ignored, and what it raises is logged and goes no further."""
+
+Event.__module__ = "sandboxkit"

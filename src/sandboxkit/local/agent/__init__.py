@@ -1,0 +1,1 @@
+"""Programs that run INSIDE the box: the agent (standard library only) and the Python kernel."""

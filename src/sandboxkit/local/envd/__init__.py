@@ -1,0 +1,1 @@
+"""E2B's in-sandbox services over HTTP: processes, file system, /files."""

@@ -1,0 +1,1 @@
+"""Templates on this machine: building them once, finding them built."""

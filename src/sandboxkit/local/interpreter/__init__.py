@@ -1,0 +1,1 @@
+"""E2B's code interpreter over HTTP: /execute and /contexts."""

@@ -1,0 +1,236 @@
+"""The contract between the engine's rooms and whatever isolates: boxes, and the agent in each.
+
+Two transports may stand behind `Agent`: one that passes file descriptors (bubblewrap), one that carries framed bytes
+(gVisor, later). Callers see descriptors either way: with the second one they are the near ends of socket pairs.
+
+Everything that comes out of a box is hostile. Implementations check the type and flags of each descriptor and bound
+every reply; what does not fit is `AgentLost`, and the box is then killed by its owner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+USER = "user"
+UID = 1000
+HOME = "/home/user"
+PREFIX = "/opt/sandboxkit"
+"""Where everything of ours appears inside: `python/` (the interpreter), `env/` (the template's packages, a venv
+shape), `agent/` (agent.py, kernel.py)."""
+
+AGENT_PYTHON = f"{PREFIX}/python/bin/python3"
+ENV_PYTHON = f"{PREFIX}/env/bin/python3"
+BASE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class AgentLost(Exception):
+    """The agent is gone or talked nonsense: the sandbox is lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentError(Exception):
+    """An operation failed inside the box with an operating-system error; `path` is the path that was asked for."""
+
+    errno: int
+    message: str
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitStatus:
+    """How a process ended: by a code, or by a signal's number."""
+
+    code: int | None = None
+    signal: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One directory entry, by lstat; `target_*` describe where a link leads, when it leads somewhere."""
+
+    name: str
+    path: str
+    mode: int
+    """st_mode of the entry itself."""
+    size: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    link_target: str | None = None
+    """The fully resolved path for a link (its own path when it cannot be resolved)."""
+    target_mode: int | None = None
+    """st_mode of what the link leads to; None when dangling."""
+    xattrs: Mapping[str, str] = field(default_factory=dict)
+    """`user.e2b.*` attributes, without that prefix."""
+
+
+class Process(Protocol):
+    """A process started by `Agent.spawn`, leader of its own session and process group."""
+
+    pid: int
+    """As seen inside the box."""
+
+    async def wait(self) -> ExitStatus:
+        """Wait until it has ended. May be awaited by several tasks and again later. AgentLost if the box goes first."""
+
+
+class Agent(Protocol):
+    """What runs inside a box on our behalf, as the box's user. Paths are absolute, as seen inside.
+
+    Errors: AgentError (with errno) for what the kernel refused inside, AgentLost when there is no agent any more.
+    Descriptors returned are non-blocking, close-on-exec, of the promised type, and belong to the caller.
+    """
+
+    async def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        envs: Mapping[str, str],
+        cwd: str,
+        fds: Mapping[int, int],
+    ) -> Process:
+        """Run a program. `envs` is its whole environment. `fds` maps descriptor numbers in the child (0, 1, 2, 3...)
+        to descriptors of the caller, which stay the caller's; 0-2 that are not named are /dev/null.
+        `argv[0]` is looked up on `envs["PATH"]`. AgentError ENOENT with path=cwd when the directory is missing."""
+
+    async def spawn_pty(
+        self,
+        argv: Sequence[str],
+        *,
+        envs: Mapping[str, str],
+        cwd: str,
+        cols: int,
+        rows: int,
+    ) -> tuple[Process, int]:
+        """Run a program on a new pseudo-terminal made inside; the second value is its master descriptor."""
+
+    async def signal(self, pid: int, signum: int, *, group: bool = True) -> bool:
+        """Signal a process that `spawn` started, with its whole process group by default. False if there is none.
+        Processes that daemonized out of the group stay until the box ends."""
+
+    async def open(self, path: str, flags: int, mode: int = 0o644) -> int:
+        """Open a file inside (O_NONBLOCK, O_NOCTTY and O_CLOEXEC are added; the type is checked with fstat there
+        and here): a regular file's descriptor. AgentError EISDIR for a directory, EINVAL for any other type."""
+
+    async def stat(self, path: str) -> Entry:
+        """lstat."""
+
+    async def list(self, path: str, *, depth: int = 1) -> list[Entry]:
+        """Entries below a directory (a final link is followed, links below are not), paths keeping the prefix asked
+        for, at most 100,000 of them (AgentError E2BIG past that). ENOTDIR for a file."""
+
+    async def make_dir(self, path: str) -> bool:
+        """mkdir -p. False when the directory was there. ENOTDIR when a file is in the way."""
+
+    async def rename(self, source: str, target: str) -> None:
+        """Rename, making the target's missing parents."""
+
+    async def remove(self, path: str) -> bool:
+        """rm -rf of one path, never through links. False when there was nothing."""
+
+    async def set_xattrs(self, path: str, values: Mapping[str, str]) -> None:
+        """Replace the set of `user.e2b.*` attributes."""
+
+    async def dial(self, port: int, *, host: str = "127.0.0.1") -> int:
+        """Connect to a TCP port inside: a connected stream socket. AgentError ECONNREFUSED when nobody listens."""
+
+    async def ping(self) -> None:
+        """Return once the agent has answered."""
+
+
+# -- boxes --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one box may use. CPUs are a share of the host's; sizes are bytes."""
+
+    cpus: float = 2.0
+    memory: int = 2048 * 1024 * 1024
+    disk: int = 1024 * 1024 * 1024
+    inodes: int = 200_000
+    processes: int = 256
+    open_files: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class LimitInForce:
+    """How one limit is held here: `by` is cgroup2, cgroup1, rlimit, watchdog, tmpfs, or none (and `note` says what
+    remains)."""
+
+    resource: str
+    value: float
+    by: Literal["cgroup2", "cgroup1", "rlimit", "watchdog", "tmpfs", "autogroup", "none"]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """A read-only directory of the host, and where it appears inside."""
+
+    source: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoxSpec:
+    """One box to be made."""
+
+    box_id: str
+    layers: tuple[Layer, ...] = ()
+    skeleton: str | None = None
+    """A host directory copied into the home at the start."""
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class BoxEnd:
+    """Why a box ended. `killed` is ours, `memory` its memory limit, `agent` its agent's death or nonsense."""
+
+    reason: Literal["killed", "memory", "agent", "engine"]
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a box uses now; sizes in bytes, CPU time in seconds since its start."""
+
+    cpu_seconds: float
+    memory: int
+    disk: int
+    processes: int
+
+
+class Box(Protocol):
+    """One live box."""
+
+    box_id: str
+    agent: Agent
+    limits: tuple[LimitInForce, ...]
+    ended: asyncio.Future[BoxEnd]
+    """Done once the box's last process is gone, whoever ended it."""
+
+    async def kill(self) -> None:
+        """End it, and return when no process, mount, cgroup, directory or descriptor of it is left. Idempotent, and
+        finishes even if the caller is cancelled."""
+
+    async def usage(self) -> Usage:
+        """Measure."""
+
+
+class Isolation(Protocol):
+    """Makes boxes."""
+
+    name: str
+
+    async def start(self) -> None:
+        """Probe what is needed and reap what a crashed engine left. IsolationUnavailable with the remedy."""
+
+    async def create(self, spec: BoxSpec) -> Box:
+        """Make a box whose agent answers. If cancelled or failed, nothing is left."""
+
+    async def aclose(self) -> None:
+        """Kill every box. Idempotent."""

@@ -1,0 +1,1 @@
+"""Keeps sandboxes warm, capped and keyed: the policy decides, the pool acts."""

@@ -1,0 +1,1 @@
+"""Where session rows live: memory now; SQLite and Postgres later."""

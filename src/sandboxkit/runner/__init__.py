@@ -1,0 +1,1 @@
+"""Carries fragments out: a pure plan, then the steps."""

@@ -1,0 +1,1 @@
+"""Files confined to a root inside a sandbox, at a named level."""

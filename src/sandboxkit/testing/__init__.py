@@ -1,0 +1,1 @@
+"""The in-memory provider and the conformance suite that every provider passes."""
