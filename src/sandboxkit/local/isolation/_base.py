@@ -30,13 +30,14 @@ class AgentLost(Exception):
     """The agent is gone or talked nonsense: the sandbox is lost."""
 
 
-@dataclass(frozen=True, slots=True)
 class AgentError(Exception):
     """An operation failed inside the box with an operating-system error; `path` is the path that was asked for."""
 
-    errno: int
-    message: str
-    path: str = ""
+    def __init__(self, errno: int, message: str, path: str = "") -> None:
+        super().__init__(f"{message}: {path}" if path else message)
+        self.errno = errno
+        self.message = message
+        self.path = path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,30 @@
+"""The exact JSON of the engine's refusals, as E2B's clients expect them."""
+
+from __future__ import annotations
+
+from starlette.responses import JSONResponse, Response
+
+
+def error(status: int, message: str, *, headers: dict[str, str] | None = None) -> Response:
+    """An error of the REST API or of /files: `{"code", "message"}`."""
+    return JSONResponse({"code": status, "message": message}, status_code=status, headers=headers)
+
+
+def sandbox_not_found(sandbox_id: str) -> Response:
+    """The gateway's answer for a sandbox that is not there (any more); clients match on "was not found"."""
+    return JSONResponse(
+        {"sandboxId": sandbox_id, "message": "The sandbox was not found", "code": 502}, status_code=502
+    )
+
+
+def port_not_open(sandbox_id: str, port: int) -> Response:
+    """The gateway's answer where nobody listens; clients match on "port is not open"."""
+    return JSONResponse(
+        {
+            "sandboxId": sandbox_id,
+            "message": "The sandbox is running but port is not open",
+            "port": port,
+            "code": 502,
+        },
+        status_code=502,
+    )

@@ -1,0 +1,41 @@
+"""What the engine's rooms know about one sandbox: plain values, shared by control, envd and interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sandboxkit.local.isolation._base import BASE_PATH, HOME, PREFIX, USER
+
+ENVD_VERSION = "0.6.13"
+ENVD_PORT = 49983
+INTERPRETER_PORT = 49999
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxSettings:
+    """What a sandbox was created with, as far as processes in it are concerned."""
+
+    sandbox_id: str
+    template_id: str
+    access_token: str = field(repr=False)
+    envs: Mapping[str, str] = field(default_factory=dict, repr=False)
+    user: str = USER
+    home: str = HOME
+    workdir: str = HOME
+    has_interpreter: bool = False
+
+    def base_environment(self) -> dict[str, str]:
+        """The environment that every process of the sandbox starts from: ours, then the sandbox's own."""
+        path = f"{PREFIX}/env/bin:{BASE_PATH}" if self.has_interpreter else f"{PREFIX}/python/bin:{BASE_PATH}"
+        ours = {
+            "PATH": path,
+            "HOME": self.home,
+            "USER": self.user,
+            "LOGNAME": self.user,
+            "LANG": "C.UTF-8",
+            "E2B_SANDBOX": "true",
+            "E2B_SANDBOX_ID": self.sandbox_id,
+            "E2B_TEMPLATE_ID": self.template_id,
+        }
+        return ours | dict(self.envs)
