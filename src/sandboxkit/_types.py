@@ -212,6 +212,23 @@ class FileInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FileNode:
+    """One entry of a tree. A directory's `children` are sorted by name, directories first.
+
+    `complete` is False where entries were left out: below the depth that was asked for, excluded by name, or past the
+    cap on entries. Links are leaves and are not followed.
+    """
+
+    name: str
+    path: str
+    type: Literal["file", "dir", "other"]
+    size: int = 0
+    link_target: str | None = None
+    children: tuple[FileNode, ...] = ()
+    complete: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxInfo:
     """A sandbox as its provider lists it."""
 

@@ -48,11 +48,13 @@ class Files(Protocol):
     """File operations of one sandbox, by absolute normalised path, with no guard of their own.
 
     Only `SafeFS` calls this. A missing path raises NotFound, a directory where a file is needed IsADirectory, a file
-    where a directory is needed NotADirectory, a full disk NoSpace, a vanished sandbox SandboxNotFound.
+    where a directory is needed NotADirectory, what is neither of the two SpecialFile, a full disk NoSpace, a vanished
+    sandbox SandboxNotFound.
     """
 
-    async def read(self, path: str) -> bytes:
-        """Read a whole file."""
+    async def read(self, path: str, *, max_bytes: int | None = None) -> bytes:
+        """Read a whole file. TooLarge as soon as more than `max_bytes` came, before the rest is held in memory (some
+        files, such as those of /proc, have no size that could be asked for first); None: no bound."""
 
     async def write(self, path: str, data: bytes) -> None:
         """Write a whole file, replacing what was there; missing parents are made."""
