@@ -132,7 +132,7 @@ class ProviderSandbox(Protocol):
         service does: past it the run is abandoned, which interrupts it, and CodeTimeout is raised. More than
         `max_output` bytes of output and results together: the run is abandoned likewise, and OutputTooLarge carries
         `head` and `tail`. A kernel that dies raises KernelDied; a sandbox that goes away SandboxLost. Callbacks are
-        called in order, and one that raises ends the run with its exception.
+        called in order; what one returns is awaited if it can be; one that raises ends the run with its exception.
         """
 
     async def run_command(
