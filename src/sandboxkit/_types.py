@@ -215,8 +215,8 @@ class FileInfo:
 class FileNode:
     """One entry of a tree. A directory's `children` are sorted by name, directories first.
 
-    `complete` is False where entries were left out: below the depth that was asked for, excluded by name, or past the
-    cap on entries. Links are leaves and are not followed.
+    `complete` is False for a directory whose entries are not all here: it lies below the depth that was asked for, is
+    excluded by name, or the cap on entries was reached. Links are leaves and are not followed.
     """
 
     name: str

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sandboxkit._types import (
     CommandResult,
@@ -93,6 +93,7 @@ class RunningCommand(Protocol):
         """Write to its standard input (only where it was started with `stdin=True`)."""
 
 
+@runtime_checkable
 class ProviderSandbox(Protocol):
     """One live sandbox."""
 

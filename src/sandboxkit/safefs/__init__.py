@@ -1,1 +1,5 @@
 """Files confined to a root inside a sandbox, at a named level."""
+
+from sandboxkit.safefs._safefs import AsyncSafeFS
+
+__all__ = ["AsyncSafeFS"]
