@@ -1,1 +1,87 @@
-"""Templates on this machine: building them once, finding them built."""
+"""Templates on this machine: which there are, whether they are built, and how they are built.
+
+Nothing here talks to the engine; building is slow and blocks, so the engine only ever looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from sandboxkit.errors import TemplateNotBuilt, TemplateNotFound
+from sandboxkit.local._config import cache_home
+from sandboxkit.local.images._cache import find_layer, hold_layer, make_layer, prune_layers
+from sandboxkit.local.images._definition import BASE, BuiltTemplate, definition, known
+
+__all__ = ["BuiltTemplate", "TemplateNotBuilt", "TemplateNotFound", "build", "find", "hold", "known", "prune"]
+
+
+def find(template_id: str) -> BuiltTemplate:
+    """Look a template up, without building anything. A few file system calls.
+
+    Raises:
+        TemplateNotFound: this engine does not serve it; the message lists what it does.
+        TemplateNotBuilt: it is not built on this machine; the message names the command that builds it.
+    """
+    found = definition(template_id)
+    if found is None:
+        return BuiltTemplate(id=BASE)
+    layer = find_layer(cache_home(), found.layer_name)
+    if layer is None:
+        raise TemplateNotBuilt(
+            f"Template {template_id!r} is not built on this machine (or its definition changed). "
+            f"Build it once with: sandboxkit templates build {template_id}",
+            template=template_id,
+        )
+    return found.built(layer)
+
+
+def build(template_id: str, *, on_line: Callable[[str], object] = lambda line: None) -> BuiltTemplate:
+    """Build a template unless it is built; blocks for up to a minute or two. Safe to call from many processes.
+
+    Args:
+        template_id: which one.
+        on_line: told what happens, line by line.
+
+    Raises:
+        TemplateNotFound: this engine does not serve it.
+        TemplateBuildFailed: the packages could not be installed; `log_tail` says why.
+    """
+    found = definition(template_id)
+    if found is None:
+        return BuiltTemplate(id=BASE)
+    home = cache_home()
+    if (layer := find_layer(home, found.layer_name)) is not None:
+        return found.built(layer)
+
+    def make(working: Path) -> None:
+        # Imported here: the engine only ever looks, and need not know how to build.
+        from sandboxkit.local.images._environment import make_environment
+
+        on_line(f"Building {template_id}.")
+        make_environment(working, found.requirements_file, on_line=on_line)
+
+    layer = make_layer(
+        home, found.layer_name, make, on_wait=lambda: on_line("Another build is running; waiting for it to finish.")
+    )
+    on_line(f"{template_id} is ready.")
+    return found.built(layer)
+
+
+@contextmanager
+def hold(built: BuiltTemplate) -> Iterator[None]:
+    """Keep a built template from being pruned while boxes use it."""
+    with ExitStack() as stack:
+        for layer in built.layers:
+            stack.enter_context(hold_layer(Path(layer.source)))
+        yield
+
+
+def prune(keep_bytes: int = 0) -> int:
+    """Remove built templates that nobody holds, least recently used first, until at most `keep_bytes` are left.
+
+    Returns:
+        how many bytes were freed.
+    """
+    return prune_layers(cache_home(), keep_bytes=keep_bytes)

@@ -1,0 +1,80 @@
+"""Make an environment that works where it will be seen, and tells nothing of where it was made."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from sandboxkit.local.images._definition import ENV_TARGET
+from sandboxkit.local.images._install import base_python, compile_all, install
+from sandboxkit.local.isolation._base import AGENT_PYTHON
+
+TOLD_BY_INSTALLERS = ("direct_url.json", "uv_cache.json", "uv_build.json")
+"""Files that name the host or the moment; no program needs them."""
+
+
+def make_environment(root: Path, requirements: Path, *, on_line: Callable[[str], object]) -> None:
+    """Make the environment in `root`, an existing empty directory.
+
+    Raises:
+        TemplateBuildFailed: the packages could not be installed.
+    """
+    python = _make_shape(root)
+    install(python, requirements, on_line=on_line)
+    on_line("Compiling.")
+    _relocate(root)
+    compile_all(root / "lib", seen_as=f"{ENV_TARGET}/lib", on_line=on_line)
+    _let_everybody_read(root)
+
+
+def _make_shape(root: Path) -> Path:
+    """Make a virtual environment of the base interpreter, by hand: ensurepip may be missing, and is not wanted."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    (root / "bin").mkdir()
+    (root / "lib" / f"python{version}" / "site-packages").mkdir(parents=True)
+    (root / "lib64").symlink_to("lib")
+    base = base_python()
+    (root / "pyvenv.cfg").write_text(_configuration(os.path.dirname(base)))
+    (root / "bin" / "python3").symlink_to(base)
+    for name in ("python", f"python{version}"):
+        (root / "bin" / name).symlink_to("python3")
+    return root / "bin" / "python3"
+
+
+def _configuration(home: str) -> str:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return f"home = {home}\ninclude-system-site-packages = false\nversion = {version}\n"
+
+
+def _relocate(root: Path) -> None:
+    """Replace every mention of the host: the interpreter's home, the scripts' first lines, the installers' notes."""
+    python = root / "bin" / "python3"
+    python.unlink()
+    python.symlink_to(AGENT_PYTHON)
+    (root / "pyvenv.cfg").write_text(_configuration(os.path.dirname(AGENT_PYTHON)))
+    (root / ".lock").unlink(missing_ok=True)  # uv's own
+    for script in (root / "bin").iterdir():
+        if script.is_file() and not script.is_symlink():
+            content = script.read_bytes()
+            script.write_bytes(content.replace(os.fsencode(root), ENV_TARGET.encode()))
+    packages = root / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    for notes in packages.glob("*.dist-info"):
+        for name in TOLD_BY_INSTALLERS:
+            (notes / name).unlink(missing_ok=True)
+    for cached in packages.rglob("__pycache__"):
+        shutil.rmtree(cached)
+
+
+def _let_everybody_read(root: Path) -> None:
+    """Set modes that do not depend on this process's umask: inside, another user reads it."""
+    for folder, _, files in os.walk(root):
+        os.chmod(folder, 0o755)
+        for name in files:
+            path = os.path.join(folder, name)
+            mode = os.lstat(path).st_mode
+            if stat.S_ISREG(mode):
+                os.chmod(path, 0o755 if mode & stat.S_IXUSR else 0o644)
