@@ -1,0 +1,246 @@
+"""What the agent does with files: describe, list, open, make, rename, remove.
+
+Paths are bytes and every operation acts as the box's user. What may take long is a generator, which the loop advances
+a little at a time: it yields None wherever it may pause and returns the fields of its answer.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Generator
+from contextlib import suppress
+
+from ._codec import MAX_ENTRIES, MAX_REPLY
+
+Fields = list[bytes | int]
+Steps = Generator[None, None, Fields]
+
+XATTR_PREFIX = b"user.e2b."
+DEPTH_OF_DESCRIPTORS = 64
+"""Directories that a removal keeps open at once."""
+
+
+def fail(number: int, path: bytes) -> OSError:
+    """An OSError for `path` with the usual text."""
+    return OSError(number, os.strerror(number), path)
+
+
+def entry(name: bytes, path: bytes) -> Fields:
+    """Describe one directory entry by lstat: the fields of `_base.Entry` in order, then names and values of xattrs."""
+    info = os.lstat(path)
+    target: bytes = b""
+    target_mode: bytes | int = b""
+    if stat.S_ISLNK(info.st_mode):
+        try:
+            target = os.path.realpath(path, strict=True)
+            target_mode = os.stat(target).st_mode
+        except OSError:
+            target = path
+    xattrs = read_xattrs(path)
+    fields: Fields = [name, path, info.st_mode, info.st_size, info.st_uid, info.st_gid, info.st_mtime_ns]
+    fields += [target, target_mode, len(xattrs)]
+    for key, value in xattrs.items():
+        fields += [key, value]
+    return fields
+
+
+def read_xattrs(path: bytes) -> dict[bytes, bytes]:
+    """The `user.e2b.*` attributes, without that prefix. Empty where the file system has none."""
+    found = {}
+    with suppress(OSError):
+        for name in os.listxattr(path, follow_symlinks=False):
+            raw = os.fsencode(name)
+            if raw.startswith(XATTR_PREFIX):
+                found[raw[len(XATTR_PREFIX) :]] = os.getxattr(path, name, follow_symlinks=False)
+    return found
+
+
+def list_tree(path: bytes, depth: int) -> Steps:
+    """Walk below a directory, links not entered. A generator: yields None at points where it may pause, and returns
+    the fields of all entries."""
+    if not stat.S_ISDIR(os.stat(path).st_mode):
+        raise fail(errno.ENOTDIR, path)
+    fields: Fields = []
+    entries = size = 0
+    stack = [(path, depth)]
+    while stack:
+        directory, levels = stack.pop()
+        try:
+            names = sorted(os.listdir(directory))
+        except OSError:
+            if directory == path:
+                raise
+            continue  # gone, or closed to us: the entry itself has been listed
+        yield None
+        below = []
+        for name in names:
+            full = os.path.join(directory, name)
+            try:
+                one = entry(name, full)
+            except FileNotFoundError:
+                continue  # removed since we read the directory
+            entries += 1
+            size += 160 + 2 * len(full)
+            if entries > MAX_ENTRIES or size > MAX_REPLY // 2:
+                raise fail(errno.E2BIG, path)
+            fields += one
+            if levels > 1 and stat.S_ISDIR(int(one[2])):
+                below.append((full, levels - 1))
+            yield None
+        stack += reversed(below)
+    return fields
+
+
+def remove_tree(path: bytes) -> Steps:
+    """Remove a path and all below it, never through a link. A generator like `list_tree`; returns [1], or [0] when
+    there was nothing.
+
+    It works relative to open directories, so that a directory which is exchanged for a link under its hands is not
+    entered. At most DEPTH_OF_DESCRIPTORS are open: what lies deeper is first moved up to the top.
+    """
+    while path.endswith(b"/") and len(path) > 1:
+        path = path[:-1]
+    try:
+        info = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return [0]
+    if not stat.S_ISDIR(info.st_mode):
+        os.unlink(path)
+        return [1]
+    top = open_directory(path, None)
+    lifted = 0
+    open_fds = [top]
+    try:
+        frames = [(top, b"", names_in(top))]
+        while frames:
+            directory, name, names = frames[-1]
+            yield None
+            if not names:
+                frames.pop()
+                if frames:
+                    parent = frames[-1][0]
+                    open_fds.remove(directory)
+                    os.close(directory)
+                    with suppress(FileNotFoundError):
+                        os.rmdir(name, dir_fd=parent)
+                elif lifted:
+                    frames = [(top, b"", names_in(top))]
+                    lifted = 0
+                continue
+            child = names.pop()
+            try:
+                if not stat.S_ISDIR(os.lstat(child, dir_fd=directory).st_mode):
+                    os.unlink(child, dir_fd=directory)
+                    continue
+                inner = open_directory(child, directory)
+            except FileNotFoundError:
+                continue
+            if len(frames) >= DEPTH_OF_DESCRIPTORS:
+                os.close(inner)
+                lifted += 1
+                place = b".sandboxkit-lifted-%d-%d" % (os.getpid(), lifted)
+                os.rename(child, place, src_dir_fd=directory, dst_dir_fd=top)
+                continue
+            open_fds.append(inner)
+            frames.append((inner, child, names_in(inner)))
+        os.rmdir(path)
+    finally:
+        for fd in open_fds:
+            os.close(fd)
+    return [1]
+
+
+def names_in(directory: int) -> list[bytes]:
+    """The names in an open directory."""
+    return [os.fsencode(name) for name in os.listdir(directory)]
+
+
+def open_directory(name: bytes, parent: int | None) -> int:
+    """Open a directory for emptying, not through a link; make it accessible first where its mode forbids it."""
+    flags = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    handle = os.open(name, flags | os.O_PATH, dir_fd=parent)
+    try:
+        info = os.fstat(handle)
+        mode = stat.S_IMODE(info.st_mode)
+        if mode & 0o700 != 0o700 and info.st_uid == os.getuid():
+            os.chmod(f"/proc/self/fd/{handle}", mode | 0o700)
+        return os.open(b".", flags & ~os.O_NOFOLLOW | os.O_RDONLY, dir_fd=handle)
+    finally:
+        os.close(handle)
+
+
+# -- the verbs that answer at once -------------------------------------------------------------------------------
+
+
+def open_file(path: bytes, flags: int, mode: int) -> int:
+    """Open a regular file. Truncation waits until the type is known; /proc is never opened for writing, since there
+    `self` is this agent."""
+    wanted = flags & (os.O_ACCMODE | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW)
+    wanted |= os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        fd = os.open(path, wanted, mode)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENODEV):  # a FIFO nobody reads, a socket, a device without a driver
+            raise fail(errno.EINVAL, path) from None
+        raise
+    try:
+        info = os.fstat(fd)
+        if stat.S_ISDIR(info.st_mode):
+            raise fail(errno.EISDIR, path)
+        if not stat.S_ISREG(info.st_mode):
+            raise fail(errno.EINVAL, path)
+        if flags & os.O_ACCMODE != os.O_RDONLY and info.st_dev == os.stat("/proc").st_dev:
+            raise fail(errno.EACCES, path)
+        if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
+            os.ftruncate(fd, 0)
+    except OSError as error:
+        os.close(fd)
+        raise fail(error.errno or errno.EIO, path) from None
+    return fd
+
+
+def make_dir(path: bytes) -> bool:
+    """mkdir -p. False when it was there; ENOTDIR when something else is in the way."""
+    missing = []
+    at = path.rstrip(b"/") or b"/"
+    while True:
+        try:
+            info = os.stat(at)
+        except FileNotFoundError:
+            if os.path.islink(at):
+                raise fail(errno.ENOTDIR, at) from None
+            missing.append(at)
+            at = os.path.dirname(at)
+            continue
+        if not stat.S_ISDIR(info.st_mode):
+            raise fail(errno.ENOTDIR, at)
+        break
+    made = False
+    for one in reversed(missing):
+        try:
+            os.mkdir(one, 0o755)
+            made = True
+        except FileExistsError:
+            if not os.path.isdir(one):
+                raise fail(errno.ENOTDIR, one) from None
+            made = False
+    return made
+
+
+def rename(source: bytes, target: bytes) -> None:
+    """Rename, making the target's missing parents."""
+    os.lstat(source)
+    make_dir(os.path.dirname(target.rstrip(b"/")) or b"/")
+    os.rename(source, target)
+
+
+def set_xattrs(path: bytes, pairs: list[bytes]) -> None:
+    """Replace the set of `user.e2b.*` attributes by the given names and values."""
+    wanted = {XATTR_PREFIX + pairs[at]: pairs[at + 1] for at in range(0, len(pairs), 2)}
+    for name in read_xattrs(path):
+        if XATTR_PREFIX + name not in wanted:
+            os.removexattr(path, XATTR_PREFIX + name)
+    for full, value in wanted.items():
+        os.setxattr(path, full, value)

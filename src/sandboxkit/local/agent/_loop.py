@@ -1,0 +1,281 @@
+"""The agent's loop: requests in, answers and ends of programs out.
+
+One thread, one epoll. It trusts the engine (a malformed request is a bug, and ends it) and is not trusted by it. What
+may take long is a generator that is advanced a few milliseconds at a time, so that starting programs and reporting
+their ends never wait for it.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import os
+import resource
+import select
+import struct
+import time
+
+from . import _files, _programs
+from ._codec import (
+    CANCEL,
+    DIAL,
+    EXIT,
+    FAIL,
+    HEADER,
+    HELLO,
+    LIST,
+    MAKE_DIR,
+    MAX_FDS,
+    MAX_PACKET,
+    MORE,
+    OK,
+    OPEN,
+    PING,
+    REMOVE,
+    RENAME,
+    SET_XATTRS,
+    SIGNAL,
+    SPAWN,
+    STAT,
+    number,
+    pack,
+    packets,
+    unpack,
+)
+
+SLICE = 0.003
+"""Seconds that one long operation may hold the loop."""
+TIOCSWINSZ = 0x5414
+
+
+class Agent:
+    """The loop and what it waits for."""
+
+    def __init__(self, sock: _socket.socket) -> None:
+        self.sock = sock
+        self.rules = _programs.Rules()
+        self.poll = select.epoll()
+        self.poll.register(sock.fileno(), select.EPOLLIN)
+        self.children: dict[int, tuple[int, int]] = {}
+        """pidfd -> (pid, request that started it)"""
+        self.pids: set[int] = set()
+        self.dials: dict[int, tuple[_socket.socket, int]] = {}
+        """descriptor -> (socket that connects, request)"""
+        self.jobs: dict[int, _files.Steps] = {}
+        """request -> generator"""
+        self.partial: dict[int, bytearray] = {}
+
+    # replies
+
+    def send(self, request: int, kind: int, fields: _files.Fields, fds: tuple[int, ...] = ()) -> None:
+        """Send one message. Blocks while the engine does not read: nothing here could go on without it."""
+        cut = packets(request, kind, pack(fields))
+        for at, packet in enumerate(cut):
+            rights = []
+            if fds and at == len(cut) - 1:
+                rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))]
+            self.sock.sendmsg([packet], rights)
+
+    def refuse(self, request: int, error: OSError, path: bytes = b"") -> None:
+        """Tell that an operation failed."""
+        name = error.filename
+        told = path or (name if isinstance(name, bytes) else b"")
+        code = error.errno or errno.EIO
+        self.send(request, FAIL, [code, os.strerror(code).encode(), told])
+
+    # the loop
+
+    def run(self) -> None:
+        """Serve until the engine closes its end."""
+        sock = self.sock.fileno()
+        while True:
+            for fd, _events in self.poll.poll(0 if self.jobs else -1):
+                if fd == sock:
+                    if not self.receive():
+                        return
+                elif fd in self.children:
+                    self.reap(fd)
+                elif fd in self.dials:
+                    self.dialled(fd)
+            for request in tuple(self.jobs):
+                self.advance(request)
+
+    def receive(self) -> bool:
+        """Read one packet. False at the end."""
+        data, rights, _flags, _address = self.sock.recvmsg(
+            MAX_PACKET + HEADER.size, _socket.CMSG_SPACE(4 * MAX_FDS), _socket.MSG_CMSG_CLOEXEC
+        )
+        if not data:
+            return False
+        fds: list[int] = []
+        for _level, _kind, raw in rights:
+            fds += struct.unpack(f"{len(raw) // 4}i", raw[: len(raw) // 4 * 4])
+        request, kind, flags = HEADER.unpack_from(data)
+        body = self.partial.pop(request, bytearray())
+        body += data[HEADER.size :]
+        if flags & MORE:
+            self.partial[request] = body
+            return True
+        try:
+            self.handle(request, kind, unpack(bytes(body)), fds)
+        except OSError as error:
+            self.refuse(request, error)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return True
+
+    def handle(self, request: int, kind: int, args: list[bytes], fds: list[int]) -> None:
+        """Carry out one request."""
+        if kind == SPAWN:
+            self.spawn(request, args, fds)
+        elif kind == SIGNAL:
+            self.send(request, OK, [self.signal(number(args[0]), number(args[1]), args[2] == b"1")])
+        elif kind == OPEN:
+            fd = _files.open_file(args[0], number(args[1]), number(args[2]))
+            try:
+                self.send(request, OK, [], (fd,))
+            finally:
+                os.close(fd)
+        elif kind == STAT:
+            path = args[0]
+            self.send(request, OK, _files.entry(os.path.basename(path.rstrip(b"/")) or b"/", path))
+        elif kind == LIST:
+            self.jobs[request] = _files.list_tree(args[0], number(args[1]))
+        elif kind == REMOVE:
+            self.jobs[request] = _files.remove_tree(args[0])
+        elif kind == MAKE_DIR:
+            self.send(request, OK, [_files.make_dir(args[0])])
+        elif kind == RENAME:
+            _files.rename(args[0], args[1])
+            self.send(request, OK, [])
+        elif kind == SET_XATTRS:
+            _files.set_xattrs(args[0], args[1:])
+            self.send(request, OK, [])
+        elif kind == DIAL:
+            self.dial(request, args[0], number(args[1]))
+        elif kind == PING:
+            self.send(request, OK, [])
+        elif kind == CANCEL:
+            self.cancel(number(args[0]))
+        elif kind == HELLO:
+            self.rules.processes, self.rules.open_files, self.rules.data, self.rules.nice = map(number, args)
+            self.send(request, OK, [os.getpid()])
+        else:
+            raise ValueError(f"unknown request {kind}")
+
+    def advance(self, request: int) -> None:
+        """Let one long operation go on for a slice."""
+        job = self.jobs[request]
+        until = time.monotonic() + SLICE
+        try:
+            while time.monotonic() < until:
+                next(job)
+        except StopIteration as done:
+            del self.jobs[request]
+            self.send(request, OK, done.value)
+        except OSError as error:
+            del self.jobs[request]
+            self.refuse(request, error)
+
+    def cancel(self, request: int) -> None:
+        """Give up a long operation or a dial. Each request has exactly one answer: one that is over had it."""
+        job = self.jobs.pop(request, None)
+        if job is not None:
+            job.close()
+            self.refuse(request, _files.fail(errno.ECANCELED, b""))
+        for fd, (_sock, owner) in tuple(self.dials.items()):
+            if owner == request:
+                self.drop_dial(fd)
+                self.refuse(request, _files.fail(errno.ECANCELED, b""))
+
+    # programs
+
+    def spawn(self, request: int, args: list[bytes], fds: list[int]) -> None:
+        """cwd, columns, rows (0 when no terminal), number of arguments, arguments, number of variables, NAME=value,
+        the descriptor numbers that the attached descriptors get."""
+        cwd, cols, rows, count = args[0], number(args[1]), number(args[2]), number(args[3])
+        argv = args[4 : 4 + count]
+        rest = args[4 + count :]
+        count = number(rest[0])
+        envs = dict(pair.split(b"=", 1) for pair in rest[1 : 1 + count])
+        targets = [number(field) for field in rest[1 + count :]]
+        master = slave = -1
+        try:
+            if cols:
+                import fcntl
+
+                master, slave = os.openpty()
+                fcntl.ioctl(slave, TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
+            pid = _programs.spawn(self.rules, cwd, argv, envs, dict(zip(targets, fds, strict=True)), slave)
+            watch = os.pidfd_open(pid)
+            self.children[watch] = (pid, request)
+            self.pids.add(pid)
+            self.poll.register(watch, select.EPOLLIN)
+            self.send(request, OK, [pid], (master,) if cols else ())
+        finally:
+            for fd in (master, slave):
+                if fd >= 0:
+                    os.close(fd)
+
+    def reap(self, watch: int) -> None:
+        """Take the end of a child and report it."""
+        pid, request = self.children.pop(watch)
+        self.poll.unregister(watch)
+        os.close(watch)
+        self.pids.discard(pid)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        self.send(request, EXIT, [b"code" if status >= 0 else b"signal", abs(status)])
+
+    def signal(self, pid: int, signum: int, group: bool) -> bool:
+        """Signal a child that has not been reaped (so its number cannot mean another), or its group."""
+        if pid not in self.pids:
+            return False
+        try:
+            if group:
+                os.killpg(pid, signum)
+            else:
+                os.kill(pid, signum)
+        except ProcessLookupError:
+            return False
+        return True
+
+    # sockets
+
+    def dial(self, request: int, host: bytes, port: int) -> None:
+        """Begin to connect to a TCP port."""
+        family = _socket.AF_INET6 if b":" in host else _socket.AF_INET
+        sock = _socket.socket(family, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK, 0)
+        code = sock.connect_ex((host.decode(), port))
+        if code == errno.EINPROGRESS:
+            self.dials[sock.fileno()] = (sock, request)
+            self.poll.register(sock.fileno(), select.EPOLLOUT)
+        elif code:
+            sock.close()
+            raise _files.fail(code, b"%s:%d" % (host, port))
+        else:
+            self.send(request, OK, [], (sock.fileno(),))
+            sock.close()
+
+    def dialled(self, fd: int) -> None:
+        """Report how a connection attempt went."""
+        sock, request = self.dials[fd]
+        code = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
+        if code:
+            self.refuse(request, _files.fail(code, b""))
+        else:
+            self.send(request, OK, [], (fd,))
+        self.drop_dial(fd)
+
+    def drop_dial(self, fd: int) -> None:
+        """Forget a connecting socket."""
+        sock, _request = self.dials.pop(fd)
+        self.poll.unregister(fd)
+        sock.close()
+
+
+def serve(fd: int) -> None:
+    """Serve the socket with this number until the engine closes its end."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    Agent(_socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd)).run()

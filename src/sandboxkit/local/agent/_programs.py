@@ -1,0 +1,110 @@
+"""How the agent starts a program: fork, become what was asked for, exec, and say what went wrong if it did.
+
+Between fork and exec the child is a copy of the agent: non-dumpable, and its socket closes at exec.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]
+import errno
+import os
+import resource
+from contextlib import suppress
+
+from ._codec import number, pack, unpack
+from ._files import fail
+
+TIOCSCTTY = 0x540E
+
+
+class Rules:
+    """What every program that is started gets: set once, by HELLO."""
+
+    processes = 256
+    open_files = 4096
+    data = 0
+    nice = 0
+
+
+def lower(kind: int, value: int) -> None:
+    """Set both ends of a resource limit, never above what we have."""
+    hard = resource.getrlimit(kind)[1]
+    if hard != resource.RLIM_INFINITY:
+        value = min(value, hard)
+    resource.setrlimit(kind, (value, value))
+
+
+def spawn(rules: Rules, cwd: bytes, argv: list[bytes], envs: dict[bytes, bytes], fds: dict[int, int], tty: int) -> int:
+    """Start a program and return its pid once it really runs; OSError with the path that was at fault if not."""
+    verdict, report = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        path = cwd
+        try:
+            become(rules, fds, tty)
+            os.chdir(cwd)
+            path = argv[0]
+            execute(argv, envs)
+        except OSError as error:
+            os.write(report, pack([error.errno or errno.EIO, path]))
+        finally:
+            os._exit(127)
+    os.close(report)
+    try:
+        told = os.read(verdict, 65536)
+    finally:
+        os.close(verdict)
+    if told:
+        os.waitpid(pid, 0)
+        code, path = unpack(told)
+        raise fail(number(code), path)
+    return pid
+
+
+def become(rules: Rules, fds: dict[int, int], tty: int) -> None:
+    """In the child: a session of its own, its descriptors, its limits, default signals."""
+    os.setsid()
+    if tty >= 0:
+        import fcntl
+
+        fcntl.ioctl(tty, TIOCSCTTY, 0)
+        fds = {0: tty, 1: tty, 2: tty}
+    elif not {0, 1, 2} <= fds.keys():
+        null = os.open("/dev/null", os.O_RDWR)
+        fds = {0: null, 1: null, 2: null, **fds}
+    # Out of the way of the numbers that are to be filled first. Originals close at exec: all of ours do.
+    top = max(fds) + 1
+    high = {}
+    for target, source in fds.items():
+        while source < top:
+            source = os.dup(source)
+        high[target] = source
+    for target, source in high.items():
+        os.dup2(source, target, True)
+    for signum in (_signal.SIGPIPE, _signal.SIGXFSZ):  # Python ignores these, and exec would pass that on
+        _signal.signal(signum, _signal.SIG_DFL)
+    os.umask(0o022)
+    if rules.nice:
+        with suppress(OSError):
+            os.nice(rules.nice)
+    lower(resource.RLIMIT_CORE, 0)
+    lower(resource.RLIMIT_NOFILE, rules.open_files)
+    if rules.data:
+        lower(resource.RLIMIT_DATA, rules.data)
+    lower(resource.RLIMIT_NPROC, rules.processes)
+
+
+def execute(argv: list[bytes], envs: dict[bytes, bytes]) -> None:
+    """execve, with argv[0] looked up on the PATH of the environment that is given."""
+    program = argv[0]
+    if b"/" in program:
+        os.execve(program, argv, envs)
+    denied = None
+    for directory in envs.get(b"PATH", b"/usr/bin:/bin").split(b":"):
+        try:
+            os.execve(os.path.join(directory or b".", program), argv, envs)
+        except PermissionError as error:
+            denied = error
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    raise denied or fail(errno.ENOENT, program)

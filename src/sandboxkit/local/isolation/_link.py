@@ -1,0 +1,213 @@
+"""The engine's end of the agent's socket: requests out, answers and descriptors in, nothing believed.
+
+The wire
+--------
+One SEQPACKET socket pair; the agent has inherited the other end. A message is cut into packets of at most 60,000
+bytes of payload behind a header of six: request number (u32), kind (u8), flags (u8: 1 = more packets follow), all in
+network order. A payload is a list of byte strings, each behind its length (u32); numbers are written in decimal.
+Descriptors ride on the last packet of their message (SCM_RIGHTS), at most 16.
+
+    request      fields                                                              answer
+    HELLO        processes, open files, bytes of data (0 = any), nice                agent's pid
+    SPAWN        cwd, columns, rows (0, 0 = no terminal), n, n arguments,            pid; the terminal's master
+                 m, m of NAME=value, the numbers that the attached descriptors get
+    SIGNAL       pid, signal, 1 = its group                                          1, or 0 when there is none
+    OPEN         path, flags, mode                                                   a regular file
+    STAT         path                                                                one entry
+    LIST         path, depth                                                         entries
+    MAKE_DIR     path                                                                1 = made
+    RENAME       source, target
+    REMOVE       path                                                                1 = was there
+    SET_XATTRS   path, then names and values
+    DIAL         host, port                                                          a connected TCP socket
+    PING
+    CANCEL       number of a LIST, REMOVE or DIAL                                    (none of its own)
+
+An entry is name, path, mode, size, uid, gid, mtime in ns, resolved link target or "", its mode or "", n, and n pairs
+of attribute name and value. Every request but CANCEL has exactly one answer: OK with fields, or FAIL with errno, text
+and path. A program that was started is followed by one EXIT ("code" or "signal", and the number) under the number of
+the request that started it.
+
+Bounds
+------
+An answer has at most 256 KiB (a listing 32 MiB, four at once) and belongs to a request that is open; each packet but
+the last carries at least 1,024 bytes. At most 1,024 requests are open and 4 MiB are waiting to be sent. An answer takes
+at most 60 seconds (a listing or removal 600); a box that is slower counts as lost. Whatever breaks a rule ends the
+link: everything that waits gets `AgentLost`, and the owner is told, who kills the box. Descriptors are close-on-exec
+from the start; surplus ones and those of an answer that nobody waits for any more are closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable, Mapping, Sequence
+
+from sandboxkit.local.agent import _codec as wire
+from sandboxkit.local.isolation._base import AgentError, Entry, ExitStatus
+from sandboxkit.local.isolation._channel import Channel, to_bytes, to_text
+from sandboxkit.local.isolation._descriptors import check_file, check_socket, check_terminal
+
+TREE_WITHIN = 600.0
+LISTINGS = 4
+"""Listings that one box may have open at once: each may grow to 32 MiB here."""
+
+Entries = list[Entry]  # `list` is also a method below
+
+
+class AgentProcess:
+    """A program inside, as `_base.Process` promises."""
+
+    def __init__(self, pid: int, status: asyncio.Future[ExitStatus]) -> None:
+        self.pid = pid
+        self._status = status
+
+    async def wait(self) -> ExitStatus:
+        """Wait until it has ended; see `_base.Process`."""
+        return await asyncio.shield(self._status)
+
+
+class AgentLink:
+    """`_base.Agent` over the socket. `sock` and `on_lost` are those of `Channel`."""
+
+    def __init__(self, sock: socket.socket, *, on_lost: Callable[[str], None]) -> None:
+        self._channel = Channel(sock, on_lost=on_lost)
+        self._listings = asyncio.Semaphore(LISTINGS)
+
+    # -- what callers use ----------------------------------------------------------------------------------------
+
+    async def hello(self, *, processes: int, open_files: int, data: int = 0, nice: int = 0) -> None:
+        """Tell the agent the limits of each program that it starts; it answers once it serves."""
+        await self._channel.ask(wire.HELLO, [processes, open_files, data, nice])
+
+    async def spawn(
+        self, argv: Sequence[str], *, envs: Mapping[str, str], cwd: str, fds: Mapping[int, int]
+    ) -> AgentProcess:
+        """Run a program; see `_base.Agent.spawn`."""
+        if any(not 0 <= target < 64 for target in fds) or len(fds) > wire.MAX_FDS:
+            raise ValueError(f"descriptors {sorted(fds)}: at most {wire.MAX_FDS}, numbered 0 to 63")
+        process, _ = await self._start(argv, envs, cwd, (0, 0), fds)
+        return process
+
+    async def spawn_pty(
+        self, argv: Sequence[str], *, envs: Mapping[str, str], cwd: str, cols: int, rows: int
+    ) -> tuple[AgentProcess, int]:
+        """Run a program on a new terminal; see `_base.Agent.spawn_pty`."""
+        size = (min(max(cols, 1), 65535), min(max(rows, 1), 65535))
+        process, got = await self._start(argv, envs, cwd, size, {})
+        return process, got[0]
+
+    async def signal(self, pid: int, signum: int, *, group: bool = True) -> bool:
+        """Signal a program; see `_base.Agent.signal`."""
+        fields, _ = await self._channel.ask(wire.SIGNAL, [pid, signum, int(group)])
+        return self._channel.number(fields) == 1
+
+    async def open(self, path: str, flags: int, mode: int = 0o644) -> int:
+        """Open a regular file; see `_base.Agent.open`."""
+        _, got = await self._channel.ask(
+            wire.OPEN, [to_bytes(path), flags, mode], takes=lambda fd: check_file(fd, flags), descriptors=1
+        )
+        return got[0]
+
+    async def stat(self, path: str) -> Entry:
+        """lstat; see `_base.Agent.stat`."""
+        fields, _ = await self._channel.ask(wire.STAT, [to_bytes(path)])
+        entries = self._entries(fields)
+        if len(entries) != 1:
+            raise self._channel.broken("a stat that is not one entry")
+        return entries[0]
+
+    async def list(self, path: str, *, depth: int = 1) -> Entries:
+        """Entries below a directory; see `_base.Agent.list`."""
+        async with self._listings:
+            fields, _ = await self._channel.ask(wire.LIST, [to_bytes(path), max(depth, 1)], within=TREE_WITHIN)
+        return self._entries(fields)
+
+    async def make_dir(self, path: str) -> bool:
+        """mkdir -p; see `_base.Agent.make_dir`."""
+        fields, _ = await self._channel.ask(wire.MAKE_DIR, [to_bytes(path)])
+        return self._channel.number(fields) == 1
+
+    async def rename(self, source: str, target: str) -> None:
+        """Rename; see `_base.Agent.rename`."""
+        await self._channel.ask(wire.RENAME, [to_bytes(source), to_bytes(target)])
+
+    async def remove(self, path: str) -> bool:
+        """rm -rf; see `_base.Agent.remove`."""
+        fields, _ = await self._channel.ask(wire.REMOVE, [to_bytes(path)], within=TREE_WITHIN)
+        return self._channel.number(fields) == 1
+
+    async def set_xattrs(self, path: str, values: Mapping[str, str]) -> None:
+        """Replace attributes; see `_base.Agent.set_xattrs`."""
+        pairs = [part for key, value in values.items() for part in (to_bytes(key), to_bytes(value))]
+        await self._channel.ask(wire.SET_XATTRS, [to_bytes(path), *pairs])
+
+    async def dial(self, port: int, *, host: str = "127.0.0.1") -> int:
+        """Connect to a port inside; see `_base.Agent.dial`."""
+        _, got = await self._channel.ask(wire.DIAL, [to_bytes(host), port], takes=check_socket, descriptors=1)
+        return got[0]
+
+    async def ping(self) -> None:
+        """Return once the agent has answered."""
+        await self._channel.ask(wire.PING, [])
+
+    def close(self) -> None:
+        """Let go of the socket; what still waits gets AgentLost. Idempotent; does not call `on_lost`."""
+        self._channel.close()
+
+    async def _start(
+        self,
+        argv: Sequence[str],
+        envs: Mapping[str, str],
+        cwd: str,
+        size: tuple[int, int],
+        fds: Mapping[int, int],
+    ) -> tuple[AgentProcess, Sequence[int]]:
+        """Send SPAWN. Cancelled while it waits, the program is killed as soon as its pid is known."""
+        if not argv:
+            raise ValueError("argv is empty")
+        if any("=" in name or not name for name in envs):
+            raise AgentError(errno.EINVAL, "a variable's name is empty or has '=' in it")
+        pairs = [to_bytes(f"{name}={value}") for name, value in envs.items()]
+        fields: list[bytes | int] = [to_bytes(cwd), *size, len(argv), *map(to_bytes, argv), len(pairs), *pairs, *fds]
+        terminal = size != (0, 0)
+        told, got, status = await self._channel.start(
+            fields,
+            fds=tuple(fds.values()),
+            takes=check_terminal if terminal else None,
+            descriptors=int(terminal),
+        )
+        return AgentProcess(self._channel.number(told), status), got
+
+    def _entries(self, fields: Sequence[bytes]) -> Entries:
+        """Parse entries; breaks the link where they do not parse."""
+        entries = []
+        at = 0
+        try:
+            while at < len(fields):
+                name, path, mode, size, uid, gid, mtime, target, target_mode, count = fields[at : at + 10]
+                at += 10
+                pairs = fields[at : at + 2 * wire.number(count)]
+                if wire.number(count) < 0 or len(pairs) != 2 * wire.number(count):
+                    raise ValueError("attributes are cut off")
+                at += len(pairs)
+                entries.append(
+                    Entry(
+                        name=to_text(name),
+                        path=to_text(path),
+                        mode=wire.number(mode),
+                        size=wire.number(size),
+                        uid=wire.number(uid),
+                        gid=wire.number(gid),
+                        mtime_ns=wire.number(mtime),
+                        link_target=to_text(target) if target else None,
+                        target_mode=wire.number(target_mode) if target_mode else None,
+                        xattrs={to_text(k): to_text(v) for k, v in zip(pairs[::2], pairs[1::2], strict=True)},
+                    )
+                )
+            if len(entries) > wire.MAX_ENTRIES:
+                raise ValueError("too many entries")
+        except ValueError as error:
+            raise self._channel.broken(f"entries that do not parse: {error}") from None
+        return entries
