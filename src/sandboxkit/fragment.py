@@ -52,7 +52,13 @@ class Fragment(BaseModel):
         pydantic.ValidationError: a field is missing, unknown, or malformed; the message lists each.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        # The schema is read by models: what they are to write, not what our callers catch.
+        json_schema_extra={"description": "Code for one template: a single piece as `code`, or several as `files`."},
+    )
 
     commentary: str = ""
     """The plan, in detail: what will be written, and why. Write it first."""
