@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from sandboxkit._types import Endpoint
+from sandboxkit.local._child import start_engine, stop_engines
+
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = "code-interpreter-v1"
 
@@ -22,7 +25,12 @@ TEMPLATE = "code-interpreter-v1"
 # Deadlines measure the machine, not the code: each test has pytest-timeout's limit instead.
 settings.register_profile("dev", max_examples=50, deadline=None)
 settings.register_profile(
-    "ci", max_examples=100, deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+    "ci",
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.register_profile("full", max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
@@ -172,3 +180,22 @@ def _descriptors() -> dict[str, str]:
 def repository() -> Path:
     """The root of this checkout."""
     return ROOT
+
+
+# -- the engine ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def engine(nothing_left_running: None) -> Iterator[Endpoint]:
+    """Where the session's one engine answers: a real child process, started by the first test that asks for it."""
+    started = start_engine()
+    yield started.endpoint
+    stop_engines()
+
+
+@pytest.fixture(scope="session")
+def sdk(engine: Endpoint) -> dict[str, str]:
+    """The options that make the unmodified E2B SDK talk to that engine: `Sandbox.create(**sdk)`."""
+    assert engine.api_url is not None
+    assert engine.sandbox_url is not None
+    return {"api_key": engine.api_key, "api_url": engine.api_url, "sandbox_url": engine.sandbox_url}
