@@ -5,16 +5,19 @@ from __future__ import annotations
 from starlette.responses import JSONResponse, Response
 
 
-def error(status: int, message: str, *, headers: dict[str, str] | None = None) -> Response:
-    """An error of the REST API or of /files: `{"code", "message"}`."""
-    return JSONResponse({"code": status, "message": message}, status_code=status, headers=headers)
+def error(
+    status: int, message: str, *, error_code: str | None = None, headers: dict[str, str] | None = None
+) -> Response:
+    """An error of the REST API or of /files: `{"code", "message"}`, and `error_code` where programs need one."""
+    body: dict[str, object] = {"code": status, "message": message}
+    if error_code is not None:
+        body["error_code"] = error_code
+    return JSONResponse(body, status_code=status, headers=headers)
 
 
 def sandbox_not_found(sandbox_id: str) -> Response:
     """The gateway's answer for a sandbox that is not there (any more); clients match on "was not found"."""
-    return JSONResponse(
-        {"sandboxId": sandbox_id, "message": "The sandbox was not found", "code": 502}, status_code=502
-    )
+    return JSONResponse({"sandboxId": sandbox_id, "message": "The sandbox was not found", "code": 502}, status_code=502)
 
 
 def port_not_open(sandbox_id: str, port: int) -> Response:

@@ -1,0 +1,117 @@
+"""How one engine is set up: frozen values, checked once, and the way to hand them to another process."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from sandboxkit.errors import ConfigurationError, UnsupportedOption
+
+Internet = Literal["deny", "packages", "internet"]
+IsolationName = Literal["auto", "bwrap", "gvisor"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+DAY = 86_400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What an engine is started with. Times are seconds.
+
+    Attributes:
+        host: address to listen on; loopback unless said otherwise.
+        port: port to listen on; 0 takes a free one.
+        env_file: where to write the three variables for E2B's SDKs once the engine answers; None writes nothing.
+        isolation: what makes the boxes; `auto` is bubblewrap.
+        internet: what a sandbox may reach when its creator does not say; only `deny` until the egress proxy exists.
+        state_root: directory for what engines keep while they run; None means `run` beneath `cache_home()`.
+        max_sandboxes: sandboxes at once, those being made and being killed included; 429 past that.
+        max_creating: sandboxes made at the same time; further ones wait for their turn.
+        default_timeout: the life of a sandbox whose creator names none.
+        max_timeout: the longest life that may be asked for; 400 past that.
+        create_timeout: the longest that making one sandbox may take, its wait for a turn included; 503 past that.
+        shutdown_timeout: the longest that an orderly end may take; the process ends then in any case, and the next
+            engine removes what was left.
+        log_level: the least level that is written to standard error.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    env_file: str | None = None
+    isolation: IsolationName = "auto"
+    internet: Internet = "deny"
+    state_root: str | None = None
+    max_sandboxes: int = 200
+    max_creating: int = 4
+    default_timeout: int = 300
+    max_timeout: int = DAY
+    create_timeout: float = 50.0
+    shutdown_timeout: float = 10.0
+    log_level: LogLevel = "info"
+
+    def __post_init__(self) -> None:
+        try:
+            ipaddress.ip_address(self.host)
+        except ValueError:
+            raise ConfigurationError(
+                f"The engine listens on an IP address, and {self.host!r} is none; use 127.0.0.1 or ::1."
+            ) from None
+        if not 0 <= self.port <= 65_535:
+            raise ConfigurationError(f"Port {self.port} is not between 0 and 65535.")
+        for name, kind in (("isolation", IsolationName), ("internet", Internet), ("log_level", LogLevel)):
+            if getattr(self, name) not in get_args(kind):
+                raise ConfigurationError(
+                    f"{name}={getattr(self, name)!r}: one of {', '.join(get_args(kind))} is needed."
+                )
+        for name in ("max_sandboxes", "max_creating", "default_timeout", "max_timeout", "create_timeout"):
+            if getattr(self, name) <= 0:
+                raise ConfigurationError(f"{name}={getattr(self, name)!r}: a positive number is needed.")
+        if self.shutdown_timeout <= 0:
+            raise ConfigurationError(f"shutdown_timeout={self.shutdown_timeout!r}: a positive number is needed.")
+        if self.isolation == "gvisor":
+            raise UnsupportedOption(
+                "isolation='gvisor' is not supported yet; use 'auto' or 'bwrap'.", option="isolation"
+            )
+        if self.internet != "deny":
+            raise UnsupportedOption(
+                f"internet={self.internet!r} is not supported yet: sandboxes have no network; use 'deny'.",
+                option="internet",
+            )
+
+    def to_json(self) -> str:
+        """Write it as one line of JSON; holds no secret."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> EngineConfig:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ConfigurationError: not JSON, an unknown name, or a value of the wrong type or out of range.
+        """
+        try:
+            values = json.loads(text)
+            return cls(**values)
+        except (TypeError, json.JSONDecodeError) as error:
+            raise ConfigurationError(f"The engine's configuration is malformed: {error}.") from error
+
+
+def cache_home(environment: Mapping[str, str] = os.environ) -> Path:
+    """Return the directory of everything that we keep: `$SANDBOXKIT_HOME`, else `$XDG_CACHE_HOME/sandboxkit`, else
+    `~/.cache/sandboxkit`."""
+    if own := environment.get("SANDBOXKIT_HOME"):
+        return Path(own).expanduser().absolute()
+    # The XDG specification: a relative path there is to be ignored.
+    base = environment.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base.startswith("/") else Path("~/.cache").expanduser()) / "sandboxkit"
+
+
+def state_root(config: EngineConfig) -> Path:
+    """Return the directory beneath which each engine keeps its own while it runs."""
+    return Path(config.state_root) if config.state_root else cache_home() / "run"

@@ -1,0 +1,29 @@
+"""What the control plane refuses, as one exception that says the status, the sentence and a stable code."""
+
+from __future__ import annotations
+
+
+class Refused(Exception):
+    """A request that is not carried out. `error_code` is for programs, `retry` says whether asking again may help."""
+
+    def __init__(self, status: int, message: str, *, error_code: str, retry: bool | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.error_code = error_code
+        self.retry = retry
+
+
+def bad_request(message: str) -> Refused:
+    """A malformed or impossible value."""
+    return Refused(400, message, error_code="bad_request")
+
+
+def unsupported(option: str, message: str) -> Refused:
+    """A thing of E2B's that this engine does not do; the message names it."""
+    return Refused(400, f"{option} is not supported by the local engine: {message}", error_code="unsupported_option")
+
+
+def no_such_sandbox(sandbox_id: str) -> Refused:
+    """There is no such sandbox (any more)."""
+    return Refused(404, f"Sandbox {sandbox_id[:64]!r} was not found", error_code="sandbox_not_found")

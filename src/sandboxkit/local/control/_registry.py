@@ -1,0 +1,347 @@
+"""Which sandboxes there are, and what may happen to each next: decided here, carried out by `_sandboxes`.
+
+Pure: the time, the random names and what has happened come in; answers and decisions go out.
+
+    making ──made──> live ──end──> ending ──gone──> (forgotten)
+       └──failed──> (forgotten)
+
+- `making`: a box is being made. It counts towards the cap, and nobody but its creator knows its id.
+- `live`: it is listed, can be connected to, and ends at its deadline, which is a moment of the monotonic clock: the
+  wall clock may jump. What clients are shown (`end_at`) is the wall clock's idea when the deadline was last set.
+- `ending`: somebody killed it, its time was up, or its box ended. Every question about it is answered as if it were
+  gone; it counts towards the cap until nothing is left of it.
+
+A deadline that has passed ends a sandbox for all questions at once, whether or not anybody has acted on it yet.
+
+An idempotency key stands for one sandbox from the first request on until some time after that sandbox's end, so that
+a repeated request never makes a second one. A creation that fails frees its key.
+
+Pages are cut by a number that each sandbox gets when it becomes live. A token says after which number to go on, so
+that what comes or goes between two pages neither repeats nor hides another sandbox.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import Literal
+
+from sandboxkit.local.control._refusals import Refused, bad_request, no_such_sandbox
+from sandboxkit.local.isolation._base import Limits
+
+KEYS_KEPT_FOR = 600.0
+"""Seconds that an idempotency key outlives its sandbox."""
+
+KEYS_KEPT = 10_000
+"""Keys of ended sandboxes that are remembered at most; the oldest go first."""
+
+PAGE_LIMIT = 100
+
+Order = Literal["asc", "desc"]
+
+
+class State(Enum):
+    """Where a sandbox is in its life."""
+
+    MAKING = "making"
+    LIVE = "live"
+    ENDING = "ending"
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """One moment, by both clocks. `monotonic` is in seconds and decides; `wall` (UTC) is for showing."""
+
+    monotonic: float
+    wall: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A sandbox as its creator asked for it; `fingerprint` stands for the whole request."""
+
+    template_id: str
+    timeout: int
+    fingerprint: str
+    idempotency_key: str | None = None
+    alias: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    has_interpreter: bool = False
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    envs: Mapping[str, str] = field(default_factory=dict, repr=False)
+    internet: bool | None = None
+    """What info shows: False where access was refused or declined, None where nothing was said."""
+    network: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sandbox:
+    """One sandbox at one moment."""
+
+    sandbox_id: str
+    access_token: str = field(repr=False)
+    wanted: Wanted
+    state: State
+    number: int = 0
+    started_at: datetime
+    end_at: datetime
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Make:
+    """Make this one, and say `made` or `failed`."""
+
+    sandbox: Sandbox
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """The key is known: answer with this one, once it is made if it is still being made."""
+
+    sandbox: Sandbox
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """Which sandboxes to list. `states` empty means all."""
+
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    states: frozenset[str] = frozenset()
+    template: str | None = None
+    started_after: datetime | None = None
+    order: Order = "desc"
+    limit: int = PAGE_LIMIT
+    token: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some of the sandboxes; `next_token` leads to the rest, None when there is none."""
+
+    sandboxes: tuple[Sandbox, ...]
+    next_token: str | None
+
+
+@dataclass(slots=True)
+class _Key:
+    """What an idempotency key stands for. `forget_at` is set when its sandbox has ended."""
+
+    fingerprint: str
+    sandbox: Sandbox
+    forget_at: float | None = None
+
+
+class Registry:
+    """All sandboxes of one engine. `new_id` and `new_token` give random names; an id has never been used before."""
+
+    def __init__(self, *, max_sandboxes: int, new_id: Callable[[], str], new_token: Callable[[], str]) -> None:
+        self._max_sandboxes = max_sandboxes
+        self._new_id = new_id
+        self._new_token = new_token
+        self._sandboxes: dict[str, Sandbox] = {}
+        self._keys: dict[str, _Key] = {}
+        self._ended_keys: dict[str, None] = {}  # in the order of their ends
+        self._numbers = 0
+        self._closing = False
+
+    # -- lives ----------------------------------------------------------------------------------------------------
+
+    def create(self, wanted: Wanted, now: Now) -> Make | Repeat:
+        """Decide about a request to create.
+
+        Raises:
+            Refused: 503 while the engine ends, 409 for a key that stands for another request, 429 at the cap.
+        """
+        if self._closing:
+            raise Refused(503, "The engine is shutting down", error_code="engine_closing", retry=False)
+        self._forget_keys(now)
+        key = wanted.idempotency_key
+        if key is not None and (known := self._keys.get(key)) is not None:
+            if known.fingerprint != wanted.fingerprint:
+                raise Refused(
+                    409,
+                    f"The idempotency key {key!r} was used for a different request; use a new key",
+                    error_code="idempotency_conflict",
+                )
+            return Repeat(known.sandbox)
+        if len(self._sandboxes) >= self._max_sandboxes:
+            raise Refused(
+                429,
+                f"There are {len(self._sandboxes)} sandboxes already, as many as this engine allows; kill one first",
+                error_code="too_many_sandboxes",
+            )
+        sandbox = Sandbox(
+            sandbox_id=self._unused_id(),
+            access_token=self._new_token(),
+            wanted=wanted,
+            state=State.MAKING,
+            started_at=now.wall,
+            end_at=now.wall,
+            deadline=now.monotonic,
+        )
+        self._sandboxes[sandbox.sandbox_id] = sandbox
+        if key is not None:
+            self._keys[key] = _Key(wanted.fingerprint, sandbox)
+        return Make(sandbox)
+
+    def made(self, sandbox_id: str, now: Now) -> Sandbox:
+        """Note that it is made; its life begins now. Ending instead of live if the engine ends meanwhile: kill it."""
+        sandbox = self._sandboxes[sandbox_id]
+        if self._closing:
+            sandbox = replace(sandbox, state=State.ENDING)
+        else:
+            self._numbers += 1
+            sandbox = replace(
+                _lasting(sandbox, sandbox.wanted.timeout, now),
+                state=State.LIVE,
+                number=self._numbers,
+                started_at=now.wall,
+            )
+        self._keep(sandbox)
+        return sandbox
+
+    def failed(self, sandbox_id: str) -> None:
+        """Note that it could not be made; nothing of it is left."""
+        sandbox = self._sandboxes.pop(sandbox_id)
+        if (key := sandbox.wanted.idempotency_key) is not None:
+            del self._keys[key]
+
+    def end(self, sandbox_id: str) -> bool:
+        """Let a live one end, now. True for the one caller who must carry it out; False if it is not live."""
+        sandbox = self._sandboxes.get(sandbox_id)
+        if sandbox is None or sandbox.state is not State.LIVE:
+            return False
+        self._keep(replace(sandbox, state=State.ENDING))
+        return True
+
+    def gone(self, sandbox_id: str, now: Now) -> None:
+        """Note that nothing is left of an ending one."""
+        sandbox = self._sandboxes.pop(sandbox_id)
+        if (key := sandbox.wanted.idempotency_key) is not None:
+            self._keys[key].forget_at = now.monotonic + KEYS_KEPT_FOR
+            self._ended_keys[key] = None
+            self._forget_keys(now)
+
+    def due(self, now: Now) -> list[str]:
+        """Let all those end whose time is up; the caller carries it out."""
+        ids = [s.sandbox_id for s in self._sandboxes.values() if s.state is State.LIVE and s.deadline <= now.monotonic]
+        return [sandbox_id for sandbox_id in ids if self.end(sandbox_id)]
+
+    def next_deadline(self) -> float | None:
+        """Say when, by the monotonic clock, the next one's time is up."""
+        return min((s.deadline for s in self._sandboxes.values() if s.state is State.LIVE), default=None)
+
+    def close(self) -> list[str]:
+        """Make no more; let every live one end. Those being made end when they are made."""
+        self._closing = True
+        ids = [s.sandbox_id for s in self._sandboxes.values()]
+        return [sandbox_id for sandbox_id in ids if self.end(sandbox_id)]
+
+    # -- what clients ask -----------------------------------------------------------------------------------------
+
+    def get(self, sandbox_id: str, now: Now) -> Sandbox:
+        """Return a live one.
+
+        Raises:
+            Refused: 404, there is none.
+        """
+        sandbox = self._sandboxes.get(sandbox_id)
+        if sandbox is None or sandbox.state is not State.LIVE or sandbox.deadline <= now.monotonic:
+            raise no_such_sandbox(sandbox_id)
+        return sandbox
+
+    def set_timeout(self, sandbox_id: str, seconds: int, now: Now) -> Sandbox:
+        """Let it end `seconds` from now, later or earlier than before; 0 makes it due at once. Refused: 404."""
+        sandbox = _lasting(self.get(sandbox_id, now), seconds, now)
+        self._keep(sandbox)
+        return sandbox
+
+    def extend(self, sandbox_id: str, seconds: int, now: Now) -> Sandbox:
+        """Let it live at least `seconds` from now; never shortens. Refused: 404."""
+        sandbox = self.get(sandbox_id, now)
+        if now.monotonic + seconds > sandbox.deadline:
+            sandbox = _lasting(sandbox, seconds, now)
+            self._keep(sandbox)
+        return sandbox
+
+    def set_network(
+        self, sandbox_id: str, *, internet: bool | None, network: Mapping[str, object] | None, now: Now
+    ) -> None:
+        """Note what its owner says about the network. Refused: 404."""
+        sandbox = self.get(sandbox_id, now)
+        self._keep(replace(sandbox, wanted=replace(sandbox.wanted, internet=internet, network=network)))
+
+    def page(self, query: Query, now: Now) -> Page:
+        """List live ones.
+
+        Raises:
+            Refused: 400, a token that this registry did not give for this order.
+        """
+        after = None if query.token is None else _read_token(query.token, query.order)
+        descending = query.order == "desc"
+        found = [s for s in self._sandboxes.values() if _matches(s, query, now)]
+        found.sort(key=lambda s: s.number, reverse=descending)
+        if after is not None:
+            found = [s for s in found if (s.number < after if descending else s.number > after)]
+        shown = tuple(found[: query.limit])
+        return Page(shown, _write_token(shown[-1].number, query.order) if len(found) > len(shown) else None)
+
+    def counts(self) -> dict[State, int]:
+        """Count them by state."""
+        states = [s.state for s in self._sandboxes.values()]
+        return {state: states.count(state) for state in State}
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _keep(self, sandbox: Sandbox) -> None:
+        self._sandboxes[sandbox.sandbox_id] = sandbox
+        if (key := sandbox.wanted.idempotency_key) is not None:
+            self._keys[key].sandbox = sandbox
+
+    def _unused_id(self) -> str:
+        while (sandbox_id := self._new_id()) in self._sandboxes:
+            pass
+        return sandbox_id
+
+    def _forget_keys(self, now: Now) -> None:
+        for key in list(self._ended_keys):
+            forget_at = self._keys[key].forget_at
+            assert forget_at is not None
+            if forget_at > now.monotonic and len(self._ended_keys) <= KEYS_KEPT:
+                break
+            del self._ended_keys[key], self._keys[key]
+
+
+def _lasting(sandbox: Sandbox, seconds: int, now: Now) -> Sandbox:
+    return replace(sandbox, deadline=now.monotonic + seconds, end_at=now.wall + timedelta(seconds=seconds))
+
+
+def _matches(sandbox: Sandbox, query: Query, now: Now) -> bool:
+    wanted = sandbox.wanted
+    return (
+        sandbox.state is State.LIVE
+        and sandbox.deadline > now.monotonic
+        and (not query.states or "running" in query.states)
+        and (query.template is None or query.template in (wanted.template_id, wanted.alias))
+        and (query.started_after is None or sandbox.started_at > query.started_after)
+        and all(wanted.metadata.get(name) == value for name, value in query.metadata.items())
+    )
+
+
+def _write_token(number: int, order: Order) -> str:
+    return base64.urlsafe_b64encode(f"{order}:{number}".encode()).decode()
+
+
+def _read_token(token: str, order: Order) -> int:
+    try:
+        written_for, _, number = base64.b64decode(token, altchars=b"-_", validate=True).decode("ascii").partition(":")
+    except (binascii.Error, UnicodeError, ValueError):
+        written_for, number = "", ""
+    if written_for != order or not (number.isdecimal() and len(number) < 20):
+        raise bad_request("Invalid next token")
+    return int(number)

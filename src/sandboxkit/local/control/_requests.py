@@ -1,0 +1,308 @@
+"""Reads what clients send to the control plane: JSON bodies and query strings become values, or are refused by name.
+
+Every field that E2B's clients can send is known here. One that cannot be honoured is refused unless it asks for
+nothing (an empty list, a switch that is off); an unknown one is refused too, since a newer client that relies on it
+must not believe that it works.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+from urllib.parse import parse_qsl, unquote
+
+from sandboxkit.local.control._refusals import bad_request, unsupported
+from sandboxkit.local.control._registry import PAGE_LIMIT, Query
+
+V1_DEFAULT_TIMEOUT = 15
+"""Seconds that a v1 create without a timeout gets; those clients always name one."""
+
+REFRESH_DEFAULT = 15
+REFRESH_MAX = 3_600
+
+EXPLICIT_SINCE = (2, 51)
+"""The first version of E2B's SDKs (Python and JavaScript alike) that sends `allow_internet_access` only when its
+user said something. It is also the first that creates through v2."""
+
+_KEY = re.compile(r"[a-z0-9-]{1,255}")
+_ENV_NAME = re.compile(r"[^=\x00]+")
+_TEMPLATE = re.compile(r"[A-Za-z0-9._/-]{1,128}(:[A-Za-z0-9._-]{1,128})?")
+_STATES = frozenset({"running", "paused"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkRequest:
+    """What a request says about the network, as far as `deny everything` can honour it."""
+
+    internet: bool | None = None
+    overridden: bool = False
+    """Access was asked for by a client that always asks; it counts as not said, and is not granted."""
+    network: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateRequest:
+    """A request to create, understood."""
+
+    template: str
+    timeout: int
+    metadata: Mapping[str, str]
+    envs: Mapping[str, str]
+    network: NetworkRequest
+    idempotency_key: str | None
+    fingerprint: str
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """Read a JSON object; an empty body is an empty one. Refused: 400."""
+    if not body:
+        return {}
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        raise bad_request("The request's body is not JSON") from None
+    if not isinstance(value, dict):
+        raise bad_request("The request's body is not a JSON object")
+    return value
+
+
+# -- create -------------------------------------------------------------------------------------------------------
+
+
+def read_create(
+    body: Mapping[str, Any],
+    headers: Mapping[str, str],
+    *,
+    dialect: Literal["v1", "v2"],
+    default_timeout: int,
+    max_timeout: int,
+) -> CreateRequest:
+    """Read a create request; `default_timeout` is that of v2. Refused: 400 by name."""
+    fields = dict(body)
+    template = fields.pop("templateID", None)
+    if not isinstance(template, str) or not _TEMPLATE.fullmatch(template):
+        raise bad_request("templateID: the name of a template is needed")
+    always_asks = dialect == "v1" or _older_than(headers.get("package_version", ""), EXPLICIT_SINCE)
+    request = CreateRequest(
+        template=template,
+        timeout=read_timeout(
+            fields.pop("timeout", V1_DEFAULT_TIMEOUT if dialect == "v1" else default_timeout), max_timeout=max_timeout
+        ),
+        metadata=_strings("metadata", fields.pop("metadata", None)),
+        envs=_environment(fields.pop("envVars", None)),
+        network=_internet(
+            fields.pop("allow_internet_access", None),
+            network=_network(fields.pop("network", None), full=True),
+            always_asks=always_asks,
+        ),
+        idempotency_key=_idempotency_key(headers.get("idempotency-key")),
+        fingerprint=hashlib.sha256(json.dumps([dialect, body], sort_keys=True).encode()).hexdigest(),
+    )
+    if dialect == "v1":
+        _switch("secure", fields.pop("secure", None))  # every sandbox is
+    _refuse_if_asked(fields, "autoPause", "a sandbox is killed at the end of its life, it cannot be paused yet")
+    _switch("autoPauseMemory", fields.pop("autoPauseMemory", None))  # says how to pause, which nobody asked for
+    resume = fields.pop("autoResume", None)
+    if resume not in (None, {}, {"enabled": False}):
+        raise unsupported("autoResume", "sandboxes cannot be paused yet, so there is nothing to resume")
+    iam = fields.pop("iam", None)
+    if iam not in (None, {}, {"tokens": {}}):
+        raise unsupported("iam", "there are no workload identities on this machine")
+    _refuse_if_asked(fields, "mcp", "there is no MCP gateway yet")
+    _refuse_if_asked(fields, "volumeMounts", "there are no volumes yet")
+    _refuse_unknown(fields)
+    return request
+
+
+def read_timeout(value: object, *, max_timeout: int, least: int = 1) -> int:
+    """Read a life in whole seconds. Refused: 400."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise bad_request("timeout: a whole number of seconds is needed")
+    if value < least:
+        raise bad_request(f"timeout: {value} is too short; at least {least} second(s)")
+    if value > max_timeout:
+        raise bad_request(f"timeout: {value} is too long; this engine allows at most {max_timeout} seconds")
+    return value
+
+
+def template_name(template: str) -> str:
+    """Strip the tag of the only build that there is: `name:default` is `name`, another tag stays and is not found."""
+    name, _, tag = template.partition(":")
+    return name if tag in ("", "default", "latest") else template
+
+
+def _internet(value: object, *, network: Mapping[str, object] | None, always_asks: bool) -> NetworkRequest:
+    _switch("allow_internet_access", value)
+    if value is True and always_asks:
+        return NetworkRequest(internet=False, overridden=True, network=network)
+    if value is True:
+        raise unsupported(
+            "allow_internet_access=true",
+            "this engine was started with --internet deny, the only setting so far; leave the option out or pass false",
+        )
+    return NetworkRequest(internet=False if value is False else None, network=network)
+
+
+def _network(value: object, *, full: bool) -> Mapping[str, object] | None:
+    """Read `network`. What is already so because everything is denied passes; what would open something does not."""
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise bad_request("network: an object is needed")
+    fields = dict(value)
+    denied = fields.pop("denyOut", None)
+    if denied is not None and not (isinstance(denied, list) and all(isinstance(entry, str) for entry in denied)):
+        raise bad_request("network.denyOut: a list of addresses is needed")
+    no_way_out = "sandboxes have no network on this engine (--internet deny)"
+    for name in ("allowOut", "rules", "egressProxy", "dnsServers"):
+        _refuse_if_asked(fields, name, no_way_out, prefix="network.")
+    if full:
+        public = fields.pop("allowPublicTraffic", None)
+        _switch("network.allowPublicTraffic", public)
+        if public is False:
+            raise unsupported("network.allowPublicTraffic=false", "traffic tokens for previews do not exist yet")
+        _refuse_if_asked(fields, "maskRequestHost", "previews do not exist yet", prefix="network.")
+        _refuse_if_asked(fields, "httpsPorts", "previews do not exist yet", prefix="network.")
+    _refuse_unknown(fields, prefix="network.")
+    return {} if denied is None else {"denyOut": list(denied)}
+
+
+def _idempotency_key(value: str | None) -> str | None:
+    if value is not None and not _KEY.fullmatch(value):
+        raise bad_request("Idempotency-Key: 1 to 255 of a-z, 0-9 and - are needed")
+    return value
+
+
+def _environment(value: object) -> Mapping[str, str]:
+    envs = _strings("envVars", value)
+    for name, content in envs.items():
+        if not _ENV_NAME.fullmatch(name) or "\x00" in content:
+            raise bad_request(f"envVars: {name[:64]!r} cannot be set: a name has no '=' or NUL, a value no NUL")
+    return envs
+
+
+def _strings(name: str, value: object) -> Mapping[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(entry, str) for entry in value.values()):
+        raise bad_request(f"{name}: an object of strings is needed")
+    try:
+        # A lone surrogate is fine for JSON and for nothing else.
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise bad_request(f"{name}: holds text that has no UTF-8 form") from None
+    return dict(value)
+
+
+def _switch(name: str, value: object) -> None:
+    if value is not None and not isinstance(value, bool):
+        raise bad_request(f"{name}: true or false is needed")
+
+
+def _refuse_if_asked(fields: dict[str, Any], name: str, why: str, *, prefix: str = "") -> None:
+    if fields.pop(name, None) not in (None, False, [], {}):
+        raise unsupported(prefix + name, why)
+
+
+def _refuse_unknown(fields: Mapping[str, object], *, prefix: str = "") -> None:
+    if fields:
+        names = ", ".join(sorted(prefix + name[:64] for name in fields))
+        raise unsupported(names, "the engine does not know it; it may be newer than the SDKs that it was tested with")
+
+
+def _older_than(version: str, bound: tuple[int, int]) -> bool:
+    match = re.match(r"(\d{1,6})\.(\d{1,6})", version)
+    return match is not None and (int(match[1]), int(match[2])) < bound
+
+
+# -- the other calls ----------------------------------------------------------------------------------------------
+
+
+def read_connect(body: Mapping[str, Any], *, default_timeout: int, max_timeout: int) -> int:
+    """Read a connect request: seconds. `memory` says how to resume, and a running sandbox has nothing to resume."""
+    fields = dict(body)
+    timeout = read_timeout(fields.pop("timeout", default_timeout), max_timeout=max_timeout)
+    _switch("memory", fields.pop("memory", None))
+    _refuse_unknown(fields)
+    return timeout
+
+
+def read_set_timeout(body: Mapping[str, Any], *, max_timeout: int) -> int:
+    """Read a new timeout: seconds, 0 to kill at once."""
+    fields = dict(body)
+    timeout = read_timeout(fields.pop("timeout", None), max_timeout=max_timeout, least=0)
+    _refuse_unknown(fields)
+    return timeout
+
+
+def read_refresh(body: Mapping[str, Any]) -> int:
+    """Read a refresh: seconds, at most an hour."""
+    fields = dict(body)
+    value = fields.pop("duration", REFRESH_DEFAULT)
+    _refuse_unknown(fields)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= REFRESH_MAX:
+        raise bad_request(f"duration: a whole number of seconds from 0 to {REFRESH_MAX} is needed")
+    return value
+
+
+def read_network_update(body: Mapping[str, Any]) -> NetworkRequest:
+    """Read a network update, which replaces all that was said before."""
+    fields = dict(body)
+    internet = fields.pop("allow_internet_access", None)
+    return _internet(internet, network=_network(fields, full=False), always_asks=False)
+
+
+def read_query(query: Mapping[str, str]) -> Query:
+    """Read the filters, the order and the page of a list request. Refused: 400 by name."""
+    states = frozenset(filter(None, query.get("state", "").split(",")))
+    if not states <= _STATES:
+        raise bad_request("state: running and paused are known")
+    order = query.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise bad_request("order: asc or desc is needed")
+    limit = query.get("limit", str(PAGE_LIMIT))
+    if not re.fullmatch(r"[0-9]{1,4}", limit) or not 1 <= int(limit) <= PAGE_LIMIT:
+        raise bad_request(f"limit: a number from 1 to {PAGE_LIMIT} is needed")
+    return Query(
+        metadata=read_metadata_filter(query.get("metadata", "")),
+        states=states,
+        template=template_name(query["template"]) if query.get("template") else None,
+        started_after=_moment("startedAfter", query.get("startedAfter")),
+        order="asc" if order == "asc" else "desc",
+        limit=int(limit),
+        token=query.get("nextToken") or None,
+    )
+
+
+def read_metadata_filter(value: str) -> Mapping[str, str]:
+    """Read `metadata`, of which the query string's own encoding is gone already. Clients quote each name and value,
+    encode the pairs as a query string, and that as a query value."""
+    try:
+        pairs = parse_qsl(value, keep_blank_values=True, strict_parsing=bool(value), max_num_fields=100)
+    except ValueError:
+        raise bad_request("metadata: not an encoded list of pairs") from None
+    return {unquote(name): unquote(content) for name, content in pairs}
+
+
+def read_seconds(name: str, value: str | None) -> float | None:
+    """Read a moment in whole Unix seconds."""
+    if value is None or value == "":
+        return None
+    if not re.fullmatch(r"-?[0-9]{1,12}", value):
+        raise bad_request(f"{name}: whole Unix seconds are needed")
+    return float(value)
+
+
+def _moment(name: str, value: str | None) -> datetime | None:
+    if not value:
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise bad_request(f"{name}: an ISO 8601 date and time is needed") from None

@@ -1,0 +1,352 @@
+"""E2B's REST API as a Starlette application: every route that an E2B client knows is answered on purpose."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from sandboxkit.errors import TemplateNotBuilt, TemplateNotFound
+from sandboxkit.local import _answers as answers
+from sandboxkit.local._config import EngineConfig
+from sandboxkit.local._log import log
+from sandboxkit.local._sandbox import ENVD_VERSION
+from sandboxkit.local.control import _requests as requests
+from sandboxkit.local.control._refusals import Refused, bad_request, unsupported
+from sandboxkit.local.control._registry import Query, Sandbox, Wanted
+from sandboxkit.local.control._sandboxes import Recipe, Sample, Sandboxes
+from sandboxkit.local.control._templates import Templates
+from sandboxkit.local.isolation._base import Limits
+
+BODY_LIMIT = 1024 * 1024
+CLIENT_ID = "local"
+MIB = 1024 * 1024
+
+Handler = Callable[[Request], Awaitable[Response]]
+JSON = dict[str, Any]
+
+UNSUPPORTED: dict[tuple[str, str], str] = {
+    ("POST", "/sandboxes/{id}/pause"): "pause",
+    ("POST", "/sandboxes/{id}/resume"): "resume",
+    ("POST", "/sandboxes/{id}/fork"): "fork",
+    ("POST", "/sandboxes/{id}/snapshots"): "snapshots",
+    ("GET", "/sandboxes/{id}/logs"): "sandbox logs",
+    ("GET", "/v2/sandboxes/{id}/logs"): "sandbox logs",
+    ("GET", "/snapshots"): "snapshots",
+    ("GET", "/templates"): "listing templates",
+    ("GET", "/v2/templates"): "listing templates",
+    ("GET", "/default-templates"): "listing templates",
+    ("GET", "/templates/{id}"): "template details",
+    ("PATCH", "/templates/{id}"): "updating templates",
+    ("PATCH", "/v2/templates/{id}"): "updating templates",
+    ("POST", "/v3/templates"): "building templates over the API",
+    ("GET", "/templates/{id}/files/{hash}"): "building templates over the API",
+    ("POST", "/v2/templates/{id}/builds/{build}"): "building templates over the API",
+    ("GET", "/templates/{id}/builds/{build}/status"): "building templates over the API",
+    ("GET", "/templates/{id}/builds/{build}/logs"): "building templates over the API",
+    ("POST", "/templates/tags"): "template tags",
+    ("DELETE", "/templates/tags"): "template tags",
+    ("DELETE", "/templates/{id:path}"): "deleting templates and snapshots",
+    ("GET", "/templates/{id}/tags"): "template tags",
+    ("GET", "/templates/{id}/tags/count"): "template tags",
+    ("GET", "/templates/{id}/tags/exists"): "template tags",
+    ("GET", "/templates/{id}/tags/groups"): "template tags",
+    ("GET", "/templates/{id}/tags/{tag}/assignments"): "template tags",
+    ("GET", "/volumes"): "volumes",
+    ("POST", "/volumes"): "volumes",
+    ("GET", "/volumes/{id}"): "volumes",
+    ("DELETE", "/volumes/{id}"): "volumes",
+    ("GET", "/secrets"): "secrets",
+    ("POST", "/secrets"): "secrets",
+    ("GET", "/secrets/{id}"): "secrets",
+    ("POST", "/secrets/{id}"): "secrets",
+    ("DELETE", "/secrets/{id}"): "secrets",
+}
+"""What E2B's clients can ask for and this engine does not do yet; each is answered by a 400 that names it."""
+
+
+class RestApi:
+    """The REST API over the engine's sandboxes. `domain` is what `get_host()` appends."""
+
+    def __init__(
+        self, *, config: EngineConfig, api_key: str, domain: str, sandboxes: Sandboxes, templates: Templates
+    ) -> None:
+        self._config = config
+        self._api_key = api_key.encode()
+        self._domain = domain
+        self._sandboxes = sandboxes
+        self._templates = templates
+
+    def application(self) -> Starlette:
+        """Make the ASGI application."""
+        routes: list[tuple[str, str, Handler]] = [
+            ("POST", "/v2/sandboxes", self._creator("v2")),
+            ("POST", "/sandboxes", self._creator("v1")),
+            ("POST", "/v2/sandboxes/{id}/connect", self._connect),
+            ("POST", "/sandboxes/{id}/connect", self._connect),
+            ("GET", "/v2/sandboxes", self._list),
+            ("GET", "/sandboxes", self._list_v1),
+            ("GET", "/sandboxes/metrics", self._all_metrics),
+            ("GET", "/sandboxes/{id}", self._get),
+            ("DELETE", "/sandboxes/{id}", self._kill),
+            ("POST", "/sandboxes/{id}/timeout", self._set_timeout),
+            ("POST", "/sandboxes/{id}/refreshes", self._refresh),
+            ("GET", "/sandboxes/{id}/metrics", self._metrics),
+            ("PUT", "/sandboxes/{id}/network", self._set_network),
+            ("GET", "/templates/aliases/{alias:path}", self._alias),
+            *((method, path, _refuser(what)) for (method, path), what in UNSUPPORTED.items()),
+        ]
+        application = Starlette(
+            routes=[
+                Route("/health", _health, methods=["GET"]),
+                *(Route(path, self._guarded(handler), methods=[method]) for method, path, handler in routes),
+            ],
+            exception_handlers={HTTPException: _unknown_route, Refused: _refused},
+        )
+        application.router.redirect_slashes = False
+        return application
+
+    # -- sandboxes ------------------------------------------------------------------------------------------------
+
+    def _creator(self, dialect: Literal["v1", "v2"]) -> Handler:
+        async def create(request: Request) -> Response:
+            wish = requests.read_create(
+                requests.read_object(await _body(request)),
+                request.headers,
+                dialect=dialect,
+                default_timeout=self._config.default_timeout,
+                max_timeout=self._config.max_timeout,
+            )
+            try:
+                template = self._templates.find(requests.template_name(wish.template))
+            except TemplateNotFound as error:
+                raise Refused(404, str(error), error_code=error.code) from error
+            except TemplateNotBuilt as error:
+                raise Refused(400, str(error), error_code=error.code) from error
+            sandbox = await self._sandboxes.create(
+                Wanted(
+                    template_id=template.id,
+                    alias=template.id,
+                    timeout=wish.timeout,
+                    fingerprint=wish.fingerprint,
+                    idempotency_key=wish.idempotency_key,
+                    limits=Limits(cpus=template.cpus, memory=template.memory, disk=template.disk),
+                    has_interpreter=template.has_interpreter,
+                    metadata=wish.metadata,
+                    envs=wish.envs,
+                    internet=wish.network.internet,
+                    network=wish.network.network,
+                ),
+                Recipe(layers=template.layers, envs=template.envs),
+            )
+            if wish.network.overridden:
+                log(
+                    logging.INFO,
+                    "sandbox.internet_not_granted",
+                    sandbox_id=sandbox.sandbox_id,
+                    setting=self._config.internet,
+                )
+            return JSONResponse(self._created(sandbox), status_code=201)
+
+        return create
+
+    async def _connect(self, request: Request) -> Response:
+        seconds = requests.read_connect(
+            requests.read_object(await _body(request)),
+            default_timeout=self._config.default_timeout,
+            max_timeout=self._config.max_timeout,
+        )
+        return JSONResponse(self._created(self._sandboxes.extend(_sandbox_id(request), seconds)))
+
+    async def _list(self, request: Request) -> Response:
+        page = self._sandboxes.page(requests.read_query(request.query_params))
+        headers = {"x-next-token": page.next_token} if page.next_token else None
+        return JSONResponse([_listed(sandbox) for sandbox in page.sandboxes], headers=headers)
+
+    async def _list_v1(self, request: Request) -> Response:
+        metadata = requests.read_metadata_filter(request.query_params.get("metadata", ""))
+        found = self._sandboxes.page(Query(metadata=metadata, limit=self._config.max_sandboxes))
+        return JSONResponse([_listed(sandbox) for sandbox in found.sandboxes])
+
+    async def _get(self, request: Request) -> Response:
+        sandbox = self._sandboxes.get(_sandbox_id(request))
+        detail = _listed(sandbox) | {
+            "envdAccessToken": sandbox.access_token,
+            "domain": self._domain,
+            "allowInternetAccess": sandbox.wanted.internet,
+            "lifecycle": {"onTimeout": "kill", "autoResume": False},
+        }
+        if sandbox.wanted.network is not None:
+            detail["network"] = dict(sandbox.wanted.network)
+        return JSONResponse(detail)
+
+    async def _kill(self, request: Request) -> Response:
+        await self._sandboxes.kill(_sandbox_id(request))
+        return Response(status_code=204)
+
+    async def _set_timeout(self, request: Request) -> Response:
+        body = requests.read_object(await _body(request))
+        seconds = requests.read_set_timeout(body, max_timeout=self._config.max_timeout)
+        await self._sandboxes.set_timeout(_sandbox_id(request), seconds)
+        return Response(status_code=204)
+
+    async def _refresh(self, request: Request) -> Response:
+        seconds = requests.read_refresh(requests.read_object(await _body(request)))
+        self._sandboxes.extend(_sandbox_id(request), seconds)
+        return Response(status_code=204)
+
+    async def _set_network(self, request: Request) -> Response:
+        update = requests.read_network_update(requests.read_object(await _body(request)))
+        self._sandboxes.set_network(_sandbox_id(request), internet=update.internet, network=update.network)
+        return Response(status_code=204)
+
+    # -- metrics --------------------------------------------------------------------------------------------------
+
+    async def _metrics(self, request: Request) -> Response:
+        start = requests.read_seconds("start", request.query_params.get("start"))
+        end = requests.read_seconds("end", request.query_params.get("end"))
+        sandbox = self._sandboxes.get(_sandbox_id(request))
+        samples = await self._sandboxes.measure(sandbox.sandbox_id)
+        return JSONResponse(
+            [
+                _metric(sandbox, sample)
+                for sample in samples
+                if (start is None or int(sample.at) >= start) and (end is None or int(sample.at) <= end)
+            ]
+        )
+
+    async def _all_metrics(self, request: Request) -> Response:
+        ids = [part for part in request.query_params.get("sandbox_ids", "").split(",") if part]
+        if not 1 <= len(ids) <= 100:
+            raise bad_request("sandbox_ids: 1 to 100 ids, separated by commas, are needed")
+        found = {}
+        for sandbox_id in ids:
+            try:
+                sandbox = self._sandboxes.get(sandbox_id)
+                found[sandbox_id] = _metric(sandbox, (await self._sandboxes.measure(sandbox_id))[-1])
+            except Refused:
+                continue  # those that are gone are left out, as E2B does
+        return JSONResponse({"sandboxes": found})
+
+    # -- templates ------------------------------------------------------------------------------------------------
+
+    async def _alias(self, request: Request) -> Response:
+        name = requests.template_name(request.path_params["alias"])
+        if name not in self._templates.known():
+            raise Refused(404, f"There is no template {name[:128]!r}", error_code=TemplateNotFound.code)
+        return JSONResponse({"templateID": name, "public": True})
+
+    # -- all of them ----------------------------------------------------------------------------------------------
+
+    def _guarded(self, handler: Handler) -> Handler:
+        async def guarded(request: Request) -> Response:
+            key = request.headers.get("x-api-key", "")
+            if not hmac.compare_digest(key.encode(), self._api_key):
+                return answers.error(
+                    401,
+                    "The API key (header X-API-KEY) is missing or is not this engine's; it has a new one at each start",
+                    error_code="unauthorized",
+                )
+            return await handler(request)
+
+        return guarded
+
+    def _created(self, sandbox: Sandbox) -> JSON:
+        return {
+            "templateID": sandbox.wanted.template_id,
+            "alias": sandbox.wanted.alias,
+            "sandboxID": sandbox.sandbox_id,
+            "clientID": CLIENT_ID,
+            "envdVersion": ENVD_VERSION,
+            "envdAccessToken": sandbox.access_token,
+            "domain": self._domain,
+        }
+
+
+def _listed(sandbox: Sandbox) -> JSON:
+    wanted = sandbox.wanted
+    return {
+        "templateID": wanted.template_id,
+        "alias": wanted.alias,
+        "sandboxID": sandbox.sandbox_id,
+        "clientID": CLIENT_ID,
+        "startedAt": _moment(sandbox.started_at),
+        "endAt": _moment(sandbox.end_at),
+        "envdVersion": ENVD_VERSION,
+        "cpuCount": _whole(wanted.limits.cpus),
+        "memoryMB": wanted.limits.memory // MIB,
+        "diskSizeMB": wanted.limits.disk // MIB,
+        "state": "running",
+        "metadata": dict(wanted.metadata),
+    }
+
+
+def _metric(sandbox: Sandbox, sample: Sample) -> JSON:
+    limits = sandbox.wanted.limits
+    return {
+        "timestamp": _moment(datetime.fromtimestamp(sample.at, UTC)),
+        "timestampUnix": int(sample.at),
+        "cpuCount": _whole(limits.cpus),
+        "cpuUsedPct": round(sample.cpu_percent, 2),
+        "memUsed": sample.usage.memory,
+        "memTotal": limits.memory,
+        "memCache": 0,  # files of the host that are cached for it are the host's memory, and are not counted
+        "diskUsed": sample.usage.disk,
+        "diskTotal": limits.disk,
+    }
+
+
+def _whole(cpus: float) -> int:
+    return max(1, round(cpus))
+
+
+def _moment(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _sandbox_id(request: Request) -> str:
+    return str(request.path_params["id"])
+
+
+async def _body(request: Request) -> bytes:
+    """Read the body, up to the limit, whatever length the client announced."""
+    too_long = Refused(413, f"The request's body is longer than {BODY_LIMIT} bytes", error_code="body_too_long")
+    if request.headers.get("content-length", "0").isdecimal() and int(request.headers["content-length"]) > BODY_LIMIT:
+        raise too_long
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > BODY_LIMIT:
+            raise too_long
+    return bytes(body)
+
+
+async def _health(request: Request) -> Response:
+    return JSONResponse({"status": "ok"})
+
+
+def _refuser(what: str) -> Handler:
+    async def refuse(request: Request) -> Response:
+        raise unsupported(what, "it comes with a later version")
+
+    return refuse
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    headers = None if error.retry is None else {"Should-Retry": "true" if error.retry else "false"}
+    return answers.error(error.status, error.message, error_code=error.error_code, headers=headers)
+
+
+async def _unknown_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = f"{error.detail}: {request.method} {request.url.path[:256]}"
+    return answers.error(error.status_code, message, headers=dict(error.headers or {}))

@@ -1,0 +1,45 @@
+"""Which templates sandboxes can be made from: the engine's view of the images room."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Protocol
+
+from sandboxkit.local import images
+from sandboxkit.local.images import BuiltTemplate
+from sandboxkit.local.isolation._base import Layer
+
+
+class Templates(Protocol):
+    """Where built templates are found."""
+
+    def known(self) -> tuple[str, ...]:
+        """Name those that this engine serves, built or not."""
+
+    def find(self, template_id: str) -> BuiltTemplate:
+        """Look one up. TemplateNotFound, or TemplateNotBuilt with the command that builds it."""
+
+
+class BuiltTemplates:
+    """The templates of the cache. What was once found is held until the engine ends, so that nobody prunes it away
+    from under a sandbox."""
+
+    def __init__(self) -> None:
+        self._held: set[tuple[Layer, ...]] = set()
+        self._holds = ExitStack()
+
+    def known(self) -> tuple[str, ...]:
+        """Name those that this engine serves."""
+        return images.known()
+
+    def find(self, template_id: str) -> BuiltTemplate:
+        """Look one up: a few file system calls."""
+        built = images.find(template_id)
+        if built.layers not in self._held:
+            self._holds.enter_context(images.hold(built))
+            self._held.add(built.layers)
+        return built
+
+    def close(self) -> None:
+        """Let go of what is held."""
+        self._holds.close()

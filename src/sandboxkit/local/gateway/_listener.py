@@ -1,0 +1,119 @@
+"""The HTTP/1.1 listener: uvicorn, with bounds on what a client may send before anybody looks at it."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from sandboxkit.errors import ConfigurationError
+
+HEADER_LIMIT = 64 * 1024
+"""Bytes of a request line and its headers together; signed URLs and trace headers stay far below."""
+
+KEEP_ALIVE = 330
+"""Seconds that an idle connection is kept. E2B's clients keep theirs for 300, and must be the ones to close."""
+
+CLOSE_TIMEOUT = 2
+"""Seconds that open responses get when the engine ends; their sandboxes are gone by then."""
+
+BACKLOG = 1024
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, except that endless headers are cut off and that refusals are JSON."""
+
+    _head = 0
+    _in_head = True
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            self._head += len(data)
+            if self._head > HEADER_LIMIT and not self._ends_in(data):
+                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The request's headers are too long")
+                return
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        self._in_head, self._head = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._in_head, self._head = True, 0
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(HTTPStatus.BAD_REQUEST, msg)
+
+    def _ends_in(self, data: bytes) -> bool:
+        """Say whether the headers end early enough in this piece, so that it is the body that is long."""
+        end = data.find(b"\r\n\r\n")
+        return 0 <= end and self._head - len(data) + end <= HEADER_LIMIT
+
+    def _refuse(self, status: HTTPStatus, message: str) -> None:
+        if self.transport.is_closing():
+            return
+        body = b'{"code":%d,"message":"%s"}' % (status, message.encode())
+        head = b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+        self.transport.write(head % (status, status.phrase.encode(), len(body)) + body)
+        self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server without its signal handlers: the engine has its own, and an order in which to end."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+        yield
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take the address, so that the port is known and held before anything else is started.
+
+    Raises:
+        ConfigurationError: the address or the port cannot be had; the message names both.
+    """
+    family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        # Listening now, so that a second engine with this port is told at once.
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(
+            f"The engine cannot listen on {host} port {port}: {error.strerror}. "
+            "Choose another port, or 0 for a free one.",
+            port=port,
+        ) from error
+    return listener
+
+
+def server(app: ASGIApp) -> Server:
+    """Make the HTTP server; `await server.serve(sockets=[...])` runs it until `should_exit` is set."""
+    config: dict[str, Any] = {
+        "http": BoundedProtocol,
+        "ws": "none",
+        "loop": "none",
+        "lifespan": "off",
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,
+        "timeout_keep_alive": KEEP_ALIVE,
+        "timeout_graceful_shutdown": CLOSE_TIMEOUT,
+        "backlog": BACKLOG,
+    }
+    return Server(uvicorn.Config(app, **config))
