@@ -20,6 +20,15 @@ def _is_file_path(path: str) -> str:
     return path
 
 
+def _is_text(text: str) -> str:
+    # A lone surrogate is what is left of a broken "\ud83d\ude00" in a model's JSON; no file can hold it.
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the character {error.start} is a lone surrogate, which no file can hold") from error
+    return text
+
+
 # A requirement in the grammar that pip and npm have in common: name, extras, versions, marker. No URL, no local path
 # and no leading "-": each would let the text choose where code comes from, or become an option of the installer.
 _REQUIREMENT = re.compile(
@@ -37,7 +46,8 @@ def _is_requirement(text: str) -> str:
     return text
 
 
-FilePath = Annotated[str, AfterValidator(_is_file_path)]
+Text = Annotated[str, AfterValidator(_is_text)]
+FilePath = Annotated[Text, AfterValidator(_is_file_path)]
 Requirement = Annotated[str, Field(max_length=200), AfterValidator(_is_requirement)]
 
 
@@ -68,9 +78,9 @@ class Fragment(BaseModel):
     """A title of at most three words."""
     description: str = ""
     """What it does, in one sentence."""
-    files: dict[FilePath, str] | None = Field(default=None, min_length=1)
+    files: dict[FilePath, Text] | None = Field(default=None, min_length=1)
     """Several files: path relative to the home directory, and text. Either this or `code`."""
-    code: str | None = None
+    code: Text | None = None
     """The one piece of code. Either this or `files`."""
     file: FilePath | None = None
     """The path of `code`, or the one of `files` that is run. The template's own file when left out."""
