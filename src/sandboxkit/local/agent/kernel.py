@@ -1,0 +1,28 @@
+"""The Python interpreter of one context: harden this process, then run the cells that come over descriptor 3.
+
+Runs inside the box as `/opt/sandboxkit/env/bin/python3 /opt/sandboxkit/agent/kernel.py`, so that IPython is the
+template's own. The wire is described in the engine's `interpreter/_frames.py`. The work is in the modules beside it,
+which Python finds compiled; this file it must compile each time, and so it is short.
+"""
+
+import os
+import sys
+
+
+def main() -> None:
+    """Harden, leave the module search path as a notebook has it, serve."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    # Python put our directory first; in a notebook that place is the working directory's.
+    sys.path[0] = os.path.dirname(here)
+    from agent.agent import PR_SET_DUMPABLE, prctl  # type: ignore[import-not-found]
+    from agent.kernel_loop import serve  # type: ignore[import-not-found]
+
+    sys.path[0] = ""
+    # A user's own module may be called so.
+    del sys.modules["agent"]
+    prctl(PR_SET_DUMPABLE, 0)
+    serve(3)
+
+
+if __name__ == "__main__":
+    main()
