@@ -1,0 +1,70 @@
+"""`sandboxkit serve`: the engine in the foreground, for any E2B client."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from sandboxkit._types import Endpoint
+from sandboxkit.errors import EngineUnavailable
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="IP address to listen on.")
+@click.option(
+    "--port", default=0, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one."
+)
+@click.option(
+    "--env-file",
+    type=click.Path(dir_okay=False),
+    help="Write E2B_API_KEY, E2B_API_URL and E2B_SANDBOX_URL here (mode 0600) once requests are answered.",
+)
+@click.option(
+    "--isolation",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "bwrap", "gvisor"]),
+    help="What holds the sandboxes.",
+)
+@click.option(
+    "--internet",
+    default="deny",
+    show_default=True,
+    type=click.Choice(["deny", "packages", "internet"]),
+    help="What a sandbox may reach when its creator does not say.",
+)
+def serve(host: str, port: int, env_file: str | None, isolation: str, internet: str) -> None:
+    """Run the local engine until Ctrl-C, for any E2B client.
+
+    E2B's own SDKs talk to it once the three variables are exported. They are printed, or written to --env-file; the
+    key is new at each start.
+    """
+    if sys.platform != "linux":
+        raise EngineUnavailable(f"The local engine runs on Linux only, and this is {sys.platform}.")
+    from sandboxkit.local._child import serve_foreground
+    from sandboxkit.local._config import EngineConfig
+
+    config = EngineConfig(
+        host=host,
+        port=port,
+        env_file=os.path.abspath(env_file) if env_file else None,
+        isolation=isolation,  # type: ignore[arg-type]  # click's Choice is this Literal
+        internet=internet,  # type: ignore[arg-type]
+    )
+
+    def announce(endpoint: Endpoint) -> None:
+        click.echo(f"serving E2B's API on {endpoint.api_url} (Ctrl-C ends it and its sandboxes)", err=True)
+        if env_file:
+            click.echo(f"variables written to {env_file}", err=True)
+            return
+        for name, value in (
+            ("E2B_API_KEY", endpoint.api_key),
+            ("E2B_API_URL", endpoint.api_url),
+            ("E2B_SANDBOX_URL", endpoint.sandbox_url),
+        ):
+            click.echo(f"export {name}='{value}'")
+        sys.stdout.flush()
+
+    sys.exit(serve_foreground(config, on_ready=announce))
