@@ -1,0 +1,66 @@
+"""The one way to check this project: `nox` runs the quick sessions, `nox -s NAME` one of them.
+
+Works with uv where it is installed, else with virtualenv. `nox --no-venv --no-install` uses the environment that is
+active, as `.ci/run` does.
+"""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "types", "sync", "tests"]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, formatting, and who may import what."""
+    session.install("-e", ".[test]")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports", "--no-logo")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy, strict, on the library and on the tests of its types."""
+    session.install("-e", ".[test]")
+    session.run("mypy")
+
+
+@nox.session
+def sync(session: nox.Session) -> None:
+    """Check that the synchronous face is what its generator makes; `nox -s sync -- --write` makes it anew."""
+    session.install("-e", ".[test]")
+    mode = [] if "--write" in session.posargs else ["--check"]
+    session.run("python", ".ci/generate_sync.py", *mode)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests that need nothing but the package index."""
+    session.install("-e", ".[test]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def full(session: nox.Session) -> None:
+    """Everything, with long Hypothesis profiles; run before a capability is called done."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "--full", *session.posargs, env={"HYPOTHESIS_PROFILE": "full"})
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into `site/`, strictly."""
+    session.install("-e", ".[docs]")
+    session.run("mkdocs", "build", "--strict", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Print how long things take, as ratios to what the machine can do."""
+    session.install("-e", ".[test]")
+    session.run("python", "tests/bench/bench.py", *session.posargs)
