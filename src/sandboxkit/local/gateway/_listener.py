@@ -32,34 +32,45 @@ class BoundedProtocol(HttpToolsProtocol):
 
     _head = 0
     _in_head = True
+    _is_too_long = False
 
     def data_received(self, data: bytes) -> None:
-        if self._in_head:
-            self._head += len(data)
-            if self._head > HEADER_LIMIT and not self._ends_in(data):
-                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The request's headers are too long")
-                return
+        before = self._head
         super().data_received(data)
+        # The parser keeps an unfinished header to itself, so that its callbacks alone do not see all that came.
+        if self._in_head and self._head == before:
+            self._head += len(data)
+            if self._head > HEADER_LIMIT:
+                self._is_too_long = True
+                self.send_400_response("")
 
     def on_message_begin(self) -> None:
         self._in_head, self._head = True, 0
         super().on_message_begin()
 
+    def on_url(self, url: bytes) -> None:
+        self._count(url)
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(name + value)
+        super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         self._in_head = False
         super().on_headers_complete()
 
-    def on_message_complete(self) -> None:
-        super().on_message_complete()
-        self._in_head, self._head = True, 0
-
     def send_400_response(self, msg: str) -> None:
-        self._refuse(HTTPStatus.BAD_REQUEST, msg)
+        if self._is_too_long:
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The request's headers are too long")
+        else:
+            self._refuse(HTTPStatus.BAD_REQUEST, msg)
 
-    def _ends_in(self, data: bytes) -> bool:
-        """Say whether the headers end early enough in this piece, so that it is the body that is long."""
-        end = data.find(b"\r\n\r\n")
-        return 0 <= end and self._head - len(data) + end <= HEADER_LIMIT
+    def _count(self, data: bytes) -> None:
+        self._head += len(data)
+        if self._head > HEADER_LIMIT:
+            self._is_too_long = True
+            raise ValueError("headers too long")  # the parser ends here, and data_received answers
 
     def _refuse(self, status: HTTPStatus, message: str) -> None:
         if self.transport.is_closing():
@@ -74,7 +85,7 @@ class Server(uvicorn.Server):
     """uvicorn's server without its signal handlers: the engine has its own, and an order in which to end."""
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         yield
 
 

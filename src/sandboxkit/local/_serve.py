@@ -1,0 +1,252 @@
+"""The engine's process from start to end: takes the port, isolates, answers, and leaves nothing.
+
+The order of the start is forced: the port is taken while the process may still take any; then the process enters its
+namespace and gives up root; then the event loop starts, for a process with threads could not enter. Only when
+requests are answered is the env-file written and the starter told.
+
+The end is bounded: sandboxes first, then open connections. What is left past the bound dies with the process (boxes
+die with their parent), and the next engine removes the directories.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import math
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+from sandboxkit._types import Endpoint
+from sandboxkit.local import _log
+from sandboxkit.local._config import EngineConfig, cache_home, state_root
+from sandboxkit.local._env_file import EnvFile
+from sandboxkit.local._log import log
+from sandboxkit.local.control._registry import Registry
+from sandboxkit.local.control._rest import RestApi
+from sandboxkit.local.control._sandboxes import Sandboxes, Services
+from sandboxkit.local.control._templates import BuiltTemplates, Templates
+from sandboxkit.local.gateway._gateway import Gateway
+from sandboxkit.local.gateway._listener import Server, bind, server
+from sandboxkit.local.isolation._base import Isolation
+
+ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
+PARENT_POLL = 2.0
+"""Seconds between looks at who the parent is: a second net beneath the pipe, should a copy of it live on somewhere."""
+
+ALARM_AFTER = 2
+"""Seconds past `shutdown_timeout` after which the process is ended without further ado."""
+
+OnReady = Callable[[Endpoint], None]
+
+
+def serve(config: EngineConfig, *, on_ready: OnReady | None = None, parent_pipe: int | None = None) -> int:
+    """Be the engine until SIGINT, SIGTERM or the end-of-file of `parent_pipe`; 0 for an orderly end.
+
+    Raises:
+        ConfigurationError: the port is in use, or the env-file cannot be written.
+        EngineUnavailable, IsolationUnavailable: see the message; nothing is left.
+    """
+    # Imported here: where bubblewrap cannot be had, the command line must still be able to say so.
+    from sandboxkit.local.envd import EnvdService
+    from sandboxkit.local.interpreter import InterpreterService
+    from sandboxkit.local.isolation import BubblewrapIsolation, enter, reap_stale
+
+    _log.configure(config.log_level)
+    listener = bind(config.host, config.port)
+    env_file: EnvFile | None = None
+
+    def ready(endpoint: Endpoint) -> None:
+        if env_file is not None:
+            env_file.write(endpoint)
+        if on_ready is not None:
+            on_ready(endpoint)
+
+    try:
+        if config.env_file is not None:
+            env_file = EnvFile(config.env_file, not_for_writer=(listener.fileno(),))
+        root = state_root(config)
+        reap_stale(root)
+        namespace = enter(root, readable=[cache_home()])
+        isolation = BubblewrapIsolation(namespace)
+        templates = BuiltTemplates()
+        services = Services(envd=EnvdService, interpreter=InterpreterService)
+        engine = Engine(config, listener, isolation=isolation, services=services, templates=templates)
+        asyncio.run(_run_until_told(engine, ready, parent_pipe))
+    finally:
+        if env_file is not None:
+            env_file.close()
+        listener.close()
+    return 0
+
+
+class Engine:
+    """The rooms put together, around one listening socket."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        listener: socket.socket,
+        *,
+        isolation: Isolation,
+        services: Services,
+        templates: Templates,
+    ) -> None:
+        self._config = config
+        self._listener = listener
+        self._isolation = isolation
+        self._services = services
+        self._templates = templates
+        self._end = asyncio.Event()
+
+    async def run(self, *, on_ready: OnReady) -> None:
+        """Start, call `on_ready` once requests are answered, answer until told to end, end."""
+        started = time.monotonic()
+        await self._isolation.start()
+        sandboxes = Sandboxes(
+            registry=Registry(max_sandboxes=self._config.max_sandboxes, new_id=_new_id, new_token=_new_token),
+            isolation=self._isolation,
+            services=self._services,
+            max_creating=self._config.max_creating,
+            create_timeout=self._config.create_timeout,
+        )
+        endpoint, domain = _addresses(self._config, self._listener)
+        rest = RestApi(
+            config=self._config,
+            api_key=endpoint.api_key,
+            domain=domain,
+            sandboxes=sandboxes,
+            templates=self._templates,
+        )
+        any_address = not _is_loopback(self._config.host)
+        http = server(Gateway(rest=rest.application(), sandboxes=sandboxes, any_address=any_address))
+        serving = asyncio.create_task(http.serve(sockets=[self._listener]), name="http")
+        try:
+            sandboxes.start()
+            await _answering(http, serving)
+            log(
+                logging.INFO,
+                "engine.ready",
+                url=endpoint.api_url,
+                isolation=self._isolation.name,
+                duration=time.monotonic() - started,
+            )
+            on_ready(endpoint)
+            ending = asyncio.create_task(self._end.wait(), name="end")
+            await asyncio.wait([ending, serving], return_when=asyncio.FIRST_COMPLETED)
+            ending.cancel()
+        finally:
+            await self._shut_down(sandboxes, http, serving)
+            serving.cancel()
+
+    @property
+    def shutdown_timeout(self) -> float:
+        """The longest that its end may take."""
+        return self._config.shutdown_timeout
+
+    def end(self) -> None:
+        """Let it end, in order. Safe to call again."""
+        self._end.set()
+
+    async def _shut_down(self, sandboxes: Sandboxes, http: Server, serving: asyncio.Task[None]) -> None:
+        started = time.monotonic()
+        in_time = True
+        try:
+            async with asyncio.timeout(self._config.shutdown_timeout):
+                await sandboxes.aclose()
+                http.should_exit = True
+                await serving
+        except TimeoutError:
+            in_time = False
+        log(
+            logging.INFO if in_time else logging.ERROR,
+            "engine.ended",
+            in_time=in_time,
+            duration=time.monotonic() - started,
+        )
+
+
+async def _run_until_told(engine: Engine, on_ready: OnReady, parent_pipe: int | None) -> None:
+    def end() -> None:
+        # The last resort: SIGALRM ends the process, whatever hangs. Its boxes die with it.
+        signal.alarm(math.ceil(engine.shutdown_timeout) + ALARM_AFTER)
+        engine.end()
+
+    with _called_by_signals(end), _called_by_parent(end, parent_pipe):
+        await engine.run(on_ready=on_ready)
+        signal.alarm(math.ceil(engine.shutdown_timeout) + ALARM_AFTER)
+
+
+@contextlib.contextmanager
+def _called_by_signals(end: Callable[[], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for number in signals:
+        loop.add_signal_handler(number, end)
+    try:
+        yield
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+@contextlib.contextmanager
+def _called_by_parent(end: Callable[[], None], pipe: int | None) -> Iterator[None]:
+    if pipe is None:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    parent = os.getppid()
+    os.set_blocking(pipe, False)
+
+    def read() -> None:
+        with contextlib.suppress(BlockingIOError):
+            if not os.read(pipe, 4096):
+                loop.remove_reader(pipe)
+                end()
+
+    async def watch_parent() -> None:
+        while True:
+            await asyncio.sleep(PARENT_POLL)
+            if os.getppid() != parent:
+                return end()
+
+    loop.add_reader(pipe, read)
+    watcher = asyncio.create_task(watch_parent(), name="parent")
+    try:
+        yield
+    finally:
+        watcher.cancel()
+        loop.remove_reader(pipe)
+
+
+async def _answering(http: Server, serving: asyncio.Task[None]) -> None:
+    while not http.started:
+        if serving.done():
+            await serving
+        await asyncio.sleep(0.005)
+
+
+def _addresses(config: EngineConfig, listener: socket.socket) -> tuple[Endpoint, str]:
+    """Make a key, and say where clients on this machine find the engine and what `get_host()` appends."""
+    port = listener.getsockname()[1]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return Endpoint(api_key=f"e2b_{secrets.token_hex(20)}", api_url=url, sandbox_url=url), f"localhost:{port}"
+
+
+def _is_loopback(host: str) -> bool:
+    return ipaddress.ip_address(host).is_loopback
+
+
+def _new_id() -> str:
+    return "i" + "".join(secrets.choice(ID_ALPHABET) for _ in range(19))
+
+
+def _new_token() -> str:
+    return secrets.token_hex(20)

@@ -1,0 +1,213 @@
+"""An engine whose boxes are empty: everything of control and gateway is real, on a real socket; nothing is isolated."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import httpx
+import pytest
+
+from sandboxkit._types import Endpoint
+from sandboxkit.errors import TemplateNotBuilt, TemplateNotFound
+from sandboxkit.local._config import EngineConfig
+from sandboxkit.local._sandbox import SandboxSettings
+from sandboxkit.local._serve import Engine
+from sandboxkit.local.control._sandboxes import Services
+from sandboxkit.local.gateway._listener import bind
+from sandboxkit.local.images import BuiltTemplate
+from sandboxkit.local.isolation._base import Agent, AgentLost, BoxEnd, BoxSpec, LimitInForce, Usage
+
+
+class EmptyBox:
+    """A box with nothing in it, which can be made to end."""
+
+    def __init__(self, spec: BoxSpec, isolation: EmptyIsolation) -> None:
+        self.box_id = spec.box_id
+        self.agent = cast(Agent, self)  # the services of this engine ask it for nothing
+        self.limits: tuple[LimitInForce, ...] = ()
+        self.ended: asyncio.Future[BoxEnd] = asyncio.get_running_loop().create_future()
+        self._isolation = isolation
+
+    def die(self, reason: Any = "agent") -> None:
+        if not self.ended.done():
+            self.ended.set_result(BoxEnd(reason))
+
+    async def kill(self) -> None:
+        await self._isolation.killing.wait()
+        self.die("killed")
+        self._isolation.killed += 1
+        self._isolation.boxes.pop(self.box_id, None)
+
+    async def usage(self) -> Usage:
+        return Usage(cpu_seconds=0.5, memory=1000, disk=2000, processes=3)
+
+
+@dataclass
+class EmptyIsolation:
+    """Makes empty boxes, when `making` is set and unless `failure` says otherwise."""
+
+    name: str = "empty"
+    boxes: dict[str, EmptyBox] = field(default_factory=dict)
+    making: asyncio.Event = field(default_factory=asyncio.Event)
+    killing: asyncio.Event = field(default_factory=asyncio.Event)
+    made: int = 0
+    killed: int = 0
+    at_once: int = 0
+    most_at_once: int = 0
+    failure: BaseException | None = None
+
+    async def start(self) -> None:
+        self.making.set()
+        self.killing.set()
+
+    async def create(self, spec: BoxSpec) -> EmptyBox:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            await self.making.wait()
+        finally:
+            self.at_once -= 1
+        if self.failure is not None:
+            raise self.failure
+        self.made += 1
+        box = self.boxes[spec.box_id] = EmptyBox(spec, self)
+        return box
+
+    async def aclose(self) -> None:
+        assert not self.boxes
+
+
+class EchoService:
+    """Says which service it is and for whom; `/lost` is an agent that is gone, `/cut` one that goes in the middle."""
+
+    kind = "envd"
+
+    def __init__(self, agent: Agent, settings: SandboxSettings) -> None:
+        self.settings = settings
+        self.is_closed = False
+
+    def owns(self, query_params: Any) -> bool:
+        return bool(query_params.get("signature") == self.settings.access_token)
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        if scope["path"] == "/lost":
+            raise AgentLost
+        if scope["path"] == "/bug":
+            raise ZeroDivisionError
+        if scope["path"] == "/health":
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        body = json.dumps({"service": self.kind, "sandbox": self.settings.sandbox_id}).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if scope["path"] == "/cut":
+            await send({"type": "http.response.body", "body": body[:5], "more_body": True})
+            raise AgentLost
+        await send({"type": "http.response.body", "body": body})
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+
+
+class EchoInterpreter(EchoService):
+    """The same on the other port."""
+
+    kind = "interpreter"
+
+
+class ThreeTemplates:
+    """One template without an interpreter, one with, one that is not built."""
+
+    def known(self) -> tuple[str, ...]:
+        return "base", "code-interpreter-v1", "unbuilt"
+
+    def find(self, template_id: str) -> BuiltTemplate:
+        if template_id not in self.known():
+            raise TemplateNotFound(f"no template {template_id}")
+        if template_id == "unbuilt":
+            raise TemplateNotBuilt("Build it once with: sandboxkit templates build unbuilt")
+        return BuiltTemplate(id=template_id, has_interpreter=template_id != "base", envs={"FROM": "template"})
+
+
+@dataclass
+class Running:
+    """A running engine, and what a test needs to look into it."""
+
+    endpoint: Endpoint
+    isolation: EmptyIsolation
+    engine: Engine
+    loop: asyncio.AbstractEventLoop
+    client: httpx.Client
+    thread: threading.Thread
+
+    def do(self, function: Callable[[], Any]) -> None:
+        """Call something in the engine's own thread."""
+        self.loop.call_soon_threadsafe(function)
+
+    def create(self, template: str = "base", **fields: Any) -> Any:
+        """Create a sandbox by the wire, as the SDK does."""
+        answer = self.client.post("/v2/sandboxes", json={"templateID": template, "metadata": {}, **fields})
+        assert answer.status_code == 201, answer.text
+        return answer.json()
+
+    def stop(self) -> None:
+        """End the engine in order."""
+        if self.thread.is_alive():
+            self.loop.call_soon_threadsafe(self.engine.end)
+            self.thread.join(20)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Running]]:
+    """Start an engine with empty boxes: `start(max_sandboxes=3)`."""
+    running: list[Running] = []
+
+    def start(**values: Any) -> Running:
+        config = EngineConfig(**values)
+        listener = bind(config.host, config.port)
+        ready: list[Endpoint] = []
+        event = threading.Event()
+        parts: dict[str, Any] = {}
+
+        async def main() -> None:
+            parts["loop"] = asyncio.get_running_loop()
+            parts["isolation"] = EmptyIsolation()
+            parts["engine"] = Engine(
+                config,
+                listener,
+                isolation=parts["isolation"],
+                services=Services(envd=EchoService, interpreter=EchoInterpreter),
+                templates=ThreeTemplates(),
+            )
+
+            def on_ready(endpoint: Endpoint) -> None:
+                ready.append(endpoint)
+                event.set()
+
+            await parts["engine"].run(on_ready=on_ready)
+
+        thread = threading.Thread(target=lambda: asyncio.run(main()), name="engine under test")
+        thread.start()
+        assert event.wait(10)
+        client = httpx.Client(base_url=str(ready[0].api_url), headers={"X-API-KEY": ready[0].api_key}, timeout=20)
+        found = Running(ready[0], parts["isolation"], parts["engine"], parts["loop"], client, thread)
+        running.append(found)
+        return found
+
+    yield start
+    for one in running:
+        one.client.close()
+        one.stop()
+
+
+@pytest.fixture
+def running(start: Callable[..., Running]) -> Running:
+    """An engine with empty boxes and the usual values."""
+    return start()
