@@ -1,0 +1,132 @@
+"""The Connect service filesystem.Filesystem: what its messages mean, in terms of the agent's file verbs."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Mapping
+from typing import Final
+
+from sandboxkit.local._sandbox import SandboxSettings
+from sandboxkit.local.envd._connect import ConnectError, invalid
+from sandboxkit.local.envd._entries import entry_info
+from sandboxkit.local.envd._paths import BadPath, resolve
+from sandboxkit.local.envd._proto_json import Message
+from sandboxkit.local.envd._rpc import Answer, Call, Emit, Method, from_agent
+from sandboxkit.local.isolation._base import Agent, AgentError, Entry
+
+MAX_DEPTH: Final = 4096
+"""No path is deeper: the kernel takes 4,096 bytes of it."""
+
+_AT_ONCE: Final = 1000
+"""Entries that are turned into JSON without giving other requests their turn."""
+
+
+class FilesystemService:
+    """Answers the methods of one sandbox's filesystem.Filesystem."""
+
+    def __init__(self, agent: Agent, settings: SandboxSettings) -> None:
+        self._agent = agent
+        self._settings = settings
+
+    def methods(self) -> Mapping[str, Method]:
+        """The methods by path."""
+        service = "/filesystem.Filesystem"
+        return {
+            f"{service}/Stat": Method(unary=self._stat),
+            f"{service}/MakeDir": Method(unary=self._make_dir),
+            f"{service}/Move": Method(unary=self._move),
+            f"{service}/ListDir": Method(unary=self._list_dir),
+            f"{service}/Remove": Method(unary=self._remove),
+            f"{service}/WatchDir": Method(server_stream=_no_watching_stream),
+            f"{service}/CreateWatcher": Method(unary=_no_watching),
+            f"{service}/GetWatcherEvents": Method(unary=_no_watching),
+            f"{service}/RemoveWatcher": Method(unary=_no_watching),
+        }
+
+    async def _stat(self, message: Message, call: Call) -> Answer:
+        return {"entry": await self._entry(self._path(message, "path"))}
+
+    async def _make_dir(self, message: Message, call: Call) -> Answer:
+        path = self._path(message, "path")
+        try:
+            made = await self._agent.make_dir(path)
+        except AgentError as error:
+            if error.errno in (errno.ENOTDIR, errno.EEXIST):
+                raise invalid(f"path already exists but it is not a directory: {error.path or path}") from None
+            raise
+        if not made:
+            raise ConnectError("already_exists", f"directory already exists: {path}")
+        return {"entry": await self._entry(path)}
+
+    async def _move(self, message: Message, call: Call) -> Answer:
+        source = self._path(message, "source")
+        destination = self._path(message, "destination")
+        try:
+            await self._agent.rename(source, destination)
+        except AgentError as error:
+            if error.errno == errno.ENOENT:
+                raise ConnectError("not_found", f"source file not found: {error}") from None
+            raise from_agent(error, f"error renaming {source} to {destination}") from None
+        return {"entry": await self._entry(destination)}
+
+    async def _list_dir(self, message: Message, call: Call) -> Answer:
+        path = self._path(message, "path")
+        depth = min(message.uint32("depth") or 1, MAX_DEPTH)
+        try:
+            found = await self._agent.list(path, depth=depth)
+        except AgentError as error:
+            match error.errno:
+                case errno.ENOENT:
+                    raise ConnectError("not_found", f"path not found: {error}") from None
+                case errno.ENOTDIR:
+                    raise invalid(f"path is not a directory: {path}") from None
+                case errno.ELOOP:
+                    raise ConnectError("failed_precondition", f'cyclic symlink or chain of links at "{path}"') from None
+            raise from_agent(error, f"error reading directory {path}") from None
+        # envd walks depth first, names in order; components compare as a walk meets them.
+        found.sort(key=_walk_order)
+        entries: list[dict[str, object]] = []
+        for at in range(0, len(found), _AT_ONCE):
+            entries += map(entry_info, found[at : at + _AT_ONCE])
+            await asyncio.sleep(0)
+        return {"entries": entries}
+
+    async def _remove(self, message: Message, call: Call) -> Answer:
+        path = self._path(message, "path")
+        try:
+            await self._agent.remove(path)
+        except AgentError as error:
+            raise from_agent(error, "error removing file or directory") from None
+        return {}
+
+    async def _entry(self, path: str) -> dict[str, object]:
+        try:
+            return entry_info(await self._agent.stat(path))
+        except AgentError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                raise ConnectError("not_found", f"file not found: {error}") from None
+            raise from_agent(error, "error getting file info") from None
+
+    def _path(self, message: Message, field: str) -> str:
+        settings = self._settings
+        try:
+            return resolve(message.text(field), home=settings.home, workdir=settings.workdir, user=settings.user)
+        except BadPath as problem:
+            raise invalid(str(problem)) from None
+
+
+def _walk_order(entry: Entry) -> list[str]:
+    return entry.path.split("/")
+
+
+async def _no_watching(message: Message, call: Call) -> Answer:
+    raise _unwatchable()
+
+
+async def _no_watching_stream(message: Message, call: Call, emit: Emit) -> None:
+    raise _unwatchable()
+
+
+def _unwatchable() -> ConnectError:
+    return ConnectError("unimplemented", "watching directories (files.watch_dir) is not supported by the local engine")
