@@ -9,7 +9,7 @@ import pytest
 
 from sandboxkit import errors
 from sandboxkit.events import Event
-from sandboxkit.instrumentation import emitter, log_event
+from sandboxkit.instrumentation import deliver, log_event
 
 FIELDS = {"op", "pool", "session", "sandbox_id", "template", "duration", "error"}
 
@@ -85,43 +85,35 @@ def test_silent_unless_asked(capsys: pytest.CaptureFixture[str]) -> None:
     assert logger.level == logging.NOTSET
 
 
-def test_on_event_gets_every_event_after_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    """The caller's handler is called with the event itself, once, after the log was written."""
-    seen: list[tuple[Event, int]] = []
-    emit = emitter(lambda event: seen.append((event, len(caplog.records))))
+def test_handlers_get_every_event_after_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Each handler is called with the event itself, once, in order, after the log was written."""
+    seen: list[tuple[str, Event, int]] = []
     event = an_event("sandbox.created")
     with caplog.at_level(logging.INFO, "sandboxkit"):
-        emit(event)
-    assert seen == [(event, 1)]
+        deliver(event, [lambda e: seen.append(("a", e, len(caplog.records))), lambda e: seen.append(("b", e, 1))])
+    assert seen == [("a", event, 1), ("b", event, 1)]
 
 
 def test_a_raising_handler_goes_no_further(caplog: pytest.LogCaptureFixture) -> None:
-    """What on_event raises is logged with its traceback, and the pool never sees it."""
+    """What a handler raises is logged with its traceback; the next handler is called, and the teller never sees it."""
+    seen: list[Event] = []
 
     def broken(event: Event) -> None:
         raise RuntimeError("listener broke")
 
-    emitter(broken)(an_event("session.opened"))
+    deliver(an_event("session.opened"), [broken, seen.append])
     record = caplog.records[-1]
     assert record.name == "sandboxkit.events"
     assert "session.opened" in record.getMessage()
     assert record.exc_info is not None
+    assert len(seen) == 1
 
 
 def test_an_interrupt_in_a_handler_passes() -> None:
-    """Ctrl-C inside on_event is not swallowed."""
+    """Ctrl-C inside a handler is not swallowed."""
 
     def interrupted(event: Event) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        emitter(interrupted)(an_event("session.opened"))
-
-
-def test_an_async_handler_is_refused() -> None:
-    """An async on_event would never be awaited, so it is refused at once."""
-
-    async def handler(event: Event) -> None: ...
-
-    with pytest.raises(errors.ConfigurationError, match="not awaited"):
-        emitter(handler)
+        deliver(an_event("session.opened"), [interrupted])

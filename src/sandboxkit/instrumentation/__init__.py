@@ -1,6 +1,6 @@
 """Listeners of events: structured logs now, OpenTelemetry later."""
 
-from sandboxkit.instrumentation._emit import emitter
+from sandboxkit.instrumentation._deliver import deliver
 from sandboxkit.instrumentation._log import log_event
 
-__all__ = ["emitter", "log_event"]
+__all__ = ["deliver", "log_event"]
