@@ -1,0 +1,63 @@
+"""A command that runs in the background of a session."""
+
+from __future__ import annotations
+
+import anyio
+
+from sandboxkit._types import CommandResult
+from sandboxkit.errors import CommandTimeout
+from sandboxkit.pool._lease import Lease
+from sandboxkit.pool._options import seconds
+from sandboxkit.provider._base import RunningCommand
+
+
+class AsyncCommandHandle:
+    """A command that `run_command(background=True)` started. It runs until it ends, is killed, or its sandbox ends.
+
+    It does not prolong the sandbox's life; uses of the session do.
+    """
+
+    def __init__(self, lease: Lease, command: RunningCommand) -> None:
+        self._lease = lease
+        self._command = command
+
+    @property
+    def pid(self) -> int:
+        """Its process id inside the sandbox."""
+        return self._command.pid
+
+    async def wait(self, *, timeout: float | None = None) -> CommandResult:
+        """Wait for its end and return what it did.
+
+        Args:
+            timeout: how many seconds to wait; None waits as long as the sandbox lives. The command goes on after it.
+
+        Raises:
+            CommandTimeout: it has not ended within `timeout`; wait again, or `kill()` it.
+            OutputTooLarge: it wrote more than the `max_output` that it was started with.
+            SandboxLost, PoolError: the sandbox went first, or the session was closed.
+        """
+        limit = None if timeout is None else seconds("timeout", timeout)
+        async with self._lease.use(0.0) as sandbox:
+            with anyio.move_on_after(limit):
+                return await self._command.wait()
+            raise CommandTimeout(
+                f"Command {self.pid} has not ended within timeout={limit:g} s; it goes on.",
+                sandbox_id=sandbox.sandbox_id,
+                timeout=limit,
+            )
+
+    async def kill(self) -> bool:
+        """Kill it and what it started. False if it had ended already.
+
+        Raises:
+            SandboxLost, PoolError: the sandbox went first, or the session was closed.
+        """
+        async with self._lease.use(0.0):
+            return await self._command.kill()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} pid={self.pid} sandbox={self._lease.core.sandbox.sandbox_id}>"
+
+
+AsyncCommandHandle.__module__ = "sandboxkit"

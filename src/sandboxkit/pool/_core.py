@@ -1,0 +1,57 @@
+"""What all holds on one sandbox share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import anyio
+
+from sandboxkit.errors import PoolClosed, SandboxExpired, SandboxkitError, SandboxNotFound
+from sandboxkit.pool._emit import Teller
+from sandboxkit.pool._policy import KillReason, Spec
+from sandboxkit.provider._base import ProviderSandbox
+
+_SAYS: dict[KillReason, str] = {
+    "released": "was an anonymous session's, which has been closed",
+    "evicted": "was idle and made room for another session",
+    "replaced": "was replaced: session(replace=True) asked for another template or specification",
+    "abandoned": "was made for a caller that went away",
+    "expired": "reached the end of its lifetime (TimeoutPolicy.lifetime)",
+    "lost": "is gone, the provider does not know it any more",
+    "asked": "was killed by kill()",
+    "drained": "was drained",
+}
+
+
+@dataclass(eq=False, kw_only=True)
+class Core:
+    """One sandbox of the pool."""
+
+    slot: int
+    key: str | None
+    row: str
+    generation: int
+    spec: Spec
+    sandbox: ProviderSandbox
+    tell: Teller
+    lock: anyio.Lock = field(default_factory=anyio.Lock)
+    """Held while its life is prolonged, so that concurrent uses ask once."""
+    is_unchecked: bool = False
+    """It lay idle: whoever opens the session next makes sure that it is still there."""
+    end_at: float | None = None
+    """On the loop's clock."""
+    gone: KillReason | None = None
+    tried_to_kill: anyio.Event = field(default_factory=anyio.Event)
+    """Set when the first attempt to kill it has ended, with `kill_error` where it failed."""
+    kill_error: Exception | None = None
+
+    def why_gone(self) -> SandboxkitError | None:
+        """The error for a use of this sandbox, None while it is there."""
+        if self.gone is None:
+            return None
+        sandbox_id = self.sandbox.sandbox_id
+        if self.gone == "closed":
+            return PoolClosed(f"The pool was closed, and sandbox {sandbox_id} with it.", sandbox_id=sandbox_id)
+        kind = SandboxExpired if self.gone == "expired" else SandboxNotFound
+        again = "" if self.key is None else f" pool.session({self.key!r}) makes a new one."
+        return kind(f"Sandbox {sandbox_id} {_SAYS[self.gone]}.{again}", sandbox_id=sandbox_id)

@@ -1,0 +1,27 @@
+"""Tells events: to the log, and to the pool's `on_event`."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from sandboxkit.events import Event, EventHandler
+from sandboxkit.instrumentation import deliver
+
+
+class Teller:
+    """Makes events with the facts that it was given for all of them (`about`), and delivers them."""
+
+    def __init__(self, *handlers: EventHandler | None, **about: Any) -> None:
+        self._handlers = tuple(handler for handler in handlers if handler is not None)
+        self._about = about
+
+    def about(self, *handlers: EventHandler | None, **more: Any) -> Teller:
+        """A teller that says more, and may have more listeners."""
+        return Teller(*self._handlers, *handlers, **{**self._about, **more})
+
+    def __call__(self, name: str, /, **data: Any) -> Event:
+        """Make one event and deliver it. What a handler raises is logged, and goes no further."""
+        event = Event(name=name, at=time.time(), data=data, **self._about)
+        deliver(event, self._handlers)
+        return event

@@ -1,0 +1,198 @@
+"""Checks what callers pass to a pool and to `session()`, before anything is asked of anybody; pure."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from sandboxkit._types import NetworkMode, NetworkPolicy, OnLoss, TimeoutPolicy
+from sandboxkit.errors import ConfigurationError, UnsupportedOption
+from sandboxkit.events import EventHandler
+from sandboxkit.pool._policy import Pairs, Spec
+from sandboxkit.provider._base import CreateRequest
+
+RESERVED = "sandboxkit."
+"""Metadata keys that begin so are ours."""
+
+MAX_KEY = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolOptions:
+    """The arguments of a pool, checked. `id` is known to this pool alone; `name` is for people."""
+
+    template: str
+    max_live: int
+    max_waiting: int | None
+    acquire_timeout: float
+    timeouts: TimeoutPolicy
+    network: NetworkMode | NetworkPolicy
+    on_event: EventHandler | None
+    name: str
+    id: uuid.UUID
+
+
+def pool_options(
+    *,
+    template: str,
+    min_warm: int,
+    max_live: int,
+    max_waiting: int | None,
+    acquire_timeout: float,
+    timeouts: TimeoutPolicy,
+    network: NetworkMode | NetworkPolicy,
+    on_loss: OnLoss,
+    on_event: EventHandler | None,
+    name: str | None,
+) -> PoolOptions:
+    """Check the arguments of a pool.
+
+    Raises:
+        ConfigurationError: an argument that cannot work; the message names it and its value.
+        UnsupportedOption: one that is right, and not supported yet.
+    """
+    if on_loss not in get_args(OnLoss):
+        raise ConfigurationError(f'on_loss={on_loss!r}: one of "fail", "recreate", "replay" is needed.')
+    if on_loss != "fail":
+        raise _unsupported("on_loss", on_loss, 'only "fail", which raises a typed error, is')
+    if not isinstance(timeouts, TimeoutPolicy):
+        raise ConfigurationError(f"timeouts={timeouts!r}: a TimeoutPolicy is needed.")
+    if timeouts.renew == "heartbeat":
+        raise _unsupported("timeouts.renew", "heartbeat", '"on_use" and "never" are')
+    if timeouts.renew not in ("on_use", "never"):
+        raise ConfigurationError(f'timeouts.renew={timeouts.renew!r}: one of "on_use", "heartbeat", "never" is needed.')
+    if timeouts.max_lifetime is not None:
+        raise _unsupported("timeouts.max_lifetime", timeouts.max_lifetime, "None is")
+    if timeouts.at_end not in ("kill", "pause"):
+        raise ConfigurationError(f'timeouts.at_end={timeouts.at_end!r}: "kill" or "pause" is needed.')
+    if timeouts.at_end != "kill":
+        raise _unsupported("timeouts.at_end", timeouts.at_end, '"kill" is')
+    if network not in get_args(NetworkMode) and not isinstance(network, NetworkPolicy):
+        raise ConfigurationError(f'network={network!r}: one of "deny", "packages", "internet" or a NetworkPolicy.')
+    if on_event is not None and not callable(on_event):
+        raise ConfigurationError(f"on_event={on_event!r} is not callable.")
+    count("min_warm", min_warm, least=0)
+    refuse_warm(min_warm)
+    pool_id = uuid.uuid4()
+    return PoolOptions(
+        template=text("template", template),
+        max_live=count("max_live", max_live, least=1),
+        max_waiting=None if max_waiting is None else count("max_waiting", max_waiting, least=0),
+        acquire_timeout=seconds("acquire_timeout", acquire_timeout),
+        timeouts=timeouts,
+        network=network,
+        on_event=on_event,
+        name=f"pool-{pool_id.hex[:8]}" if name is None else text("name", name),
+        id=pool_id,
+    )
+
+
+def session_spec(
+    *, template: str | None, metadata: Mapping[str, str] | None, envs: Mapping[str, str] | None, default_template: str
+) -> Spec:
+    """Check what a caller asks a session's sandbox to be.
+
+    Raises:
+        ConfigurationError: an argument that cannot work; the message names it, never an environment's value.
+    """
+    reserved = [key for key in metadata or {} if isinstance(key, str) and key.startswith(RESERVED)]
+    if reserved:
+        raise ConfigurationError(f"metadata key {reserved[0]!r}: keys that begin with {RESERVED!r} are the pool's own.")
+    return Spec(
+        template=default_template if template is None else text("template", template),
+        envs=_pairs("envs", envs),
+        metadata=_pairs("metadata", metadata),
+    )
+
+
+def session_key(key: str | None) -> str | None:
+    """Check a session's key.
+
+    Raises:
+        ConfigurationError: it is neither None nor a text of 1 to 256 characters that UTF-8 can encode.
+    """
+    if key is None:
+        return None
+    if isinstance(key, str) and len(key) > MAX_KEY:
+        raise ConfigurationError(f"key={key[:40]!r}... has {len(key)} characters; at most {MAX_KEY} are possible.")
+    return text("key", key)
+
+
+def create_request(
+    options: PoolOptions, *, session: str | None, row: str, generation: int, spec: Spec
+) -> CreateRequest:
+    """Say what to ask of the provider for one slot; every sandbox is tagged, for audit and for whoever cleans up.
+
+    `row` names the session in the store, which an anonymous one has a name in too.
+    """
+    tags = {
+        f"{RESERVED}pool": options.name,
+        f"{RESERVED}owner": options.id.hex,
+        f"{RESERVED}session": session or "",
+        f"{RESERVED}template": spec.template,
+        f"{RESERVED}gen": str(generation),
+    }
+    return CreateRequest(
+        template=spec.template,
+        lifetime=options.timeouts.lifetime,
+        idempotency_key=str(uuid.uuid5(options.id, f"{generation}:{row}")),
+        metadata={**dict(spec.metadata or ()), **tags},
+        envs=dict(spec.envs or ()),
+        network=options.network,
+        timeout=options.timeouts.create,
+    )
+
+
+# -- single values ------------------------------------------------------------------------------------------------
+
+
+def seconds(name: str, value: Any) -> float:
+    """Check a positive, finite number of seconds."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ConfigurationError(f"{name}={value!r}: a positive number of seconds is needed.")
+    return float(value)
+
+
+def count(name: str, value: Any, *, least: int) -> int:
+    """Check a whole number that is not too small."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigurationError(f"{name}={value!r}: a whole number of at least {least} is needed.")
+    return value
+
+
+def text(name: str, value: Any) -> str:
+    """Check a text that is not empty and that UTF-8 can encode."""
+    if not isinstance(value, str) or not value:
+        raise ConfigurationError(f"{name}={value!r}: a text that is not empty is needed.")
+    if not _is_encodable(value):
+        raise ConfigurationError(f"{name}={value!a}: it has characters that UTF-8 cannot encode, or a NUL.")
+    return value
+
+
+def refuse_warm(min_warm: int) -> None:
+    """Refuse warm sandboxes, which are not supported yet."""
+    if min_warm:
+        raise _unsupported("min_warm", min_warm, "0 is; every sandbox is created when it is asked for")
+
+
+def _unsupported(option: str, value: object, instead: str) -> UnsupportedOption:
+    return UnsupportedOption(f"{option}={value!r} is not supported yet; {instead}.", option=option)
+
+
+def _pairs(name: str, mapping: Mapping[str, str] | None) -> Pairs | None:
+    if mapping is None:
+        return None
+    if not isinstance(mapping, Mapping):
+        raise ConfigurationError(f"{name}={type(mapping).__name__}: a mapping of texts is needed.")
+    for key, value in mapping.items():
+        if not isinstance(key, str) or not key or not _is_encodable(key) or (name == "envs" and "=" in key):
+            raise ConfigurationError(f"{name}: {key!a} cannot be a name.")
+        if not isinstance(value, str) or not _is_encodable(value):
+            raise ConfigurationError(f"{name}: the value of {key!a} is no text that UTF-8 can encode.")
+    return tuple(sorted(mapping.items()))
+
+
+def _is_encodable(value: str) -> bool:
+    return "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value)

@@ -1,0 +1,425 @@
+"""Sessions: what a caller does with the sandbox that the pool gave it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any, Literal, Self, overload
+
+import anyio
+
+from sandboxkit._types import CommandResult, Execution, FileNode
+from sandboxkit.errors import ConfigurationError, ProviderUnavailable, SessionConflict, UnsupportedOption
+from sandboxkit.events import Event, EventHandler
+from sandboxkit.fragment import Fragment, FragmentResult
+from sandboxkit.pool._command import AsyncCommandHandle
+from sandboxkit.pool._lease import Lease, LeasedSandbox
+from sandboxkit.pool._options import count, seconds
+from sandboxkit.pool._policy import Spec
+from sandboxkit.pool._shell import Shell, name_of
+from sandboxkit.provider._base import OnOutput, OnResult
+from sandboxkit.runner import carry_out
+from sandboxkit.runner import stream as stream_fragment
+from sandboxkit.safefs import AsyncSafeFS
+from sandboxkit.template import Template
+
+KILL_WAIT = 15.0
+"""Seconds that `kill()`, and the end of an anonymous session, wait for the confirmation."""
+
+
+class AsyncSession:
+    """A hold on the sandbox of one session. Made by `pool.session()`, never directly.
+
+    Everyone in this process who opens the same key shares one sandbox: its files, its interpreter's variables. The
+    sandbox is given back when the last of them has closed; each closes its own hold, and closing twice counts once.
+    Every use renews the sandbox's life as the pool's `TimeoutPolicy` says.
+
+    Any use may raise, besides what is said at the method: PoolError after `close()`, PoolClosed after the pool's end,
+    SandboxNotFound or SandboxExpired when the sandbox is gone, ForkedProcess in a forked child, and ProviderError
+    when the service fails. After SandboxNotFound or SandboxExpired, open the session again for a new sandbox.
+    """
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+        self._sandbox = LeasedSandbox(lease)
+        tell = lease.core.tell
+        self._files = AsyncSafeFS(
+            self._sandbox,
+            on_refused=lambda error: tell("path.refused", path=ascii(getattr(error, "path", None)), code=error.code),
+        )
+
+    # -- what is known without a request ---------------------------------------------------------------------------
+
+    @property
+    def key(self) -> str | None:
+        """The session's key; None for an anonymous one."""
+        return self._lease.core.key
+
+    @property
+    def sandbox_id(self) -> str:
+        """The id of its sandbox."""
+        return self._lease.core.sandbox.sandbox_id
+
+    @property
+    def template(self) -> str:
+        """The id of the template that its sandbox was made from."""
+        return self._lease.core.spec.template
+
+    @property
+    def sandbox(self) -> Any:
+        """The SDK's own sandbox object, for all that is not wrapped here. Its uses renew nothing."""
+        self._lease.check()
+        return self._sandbox.raw
+
+    @property
+    def files(self) -> AsyncSafeFS:
+        """The files beneath `/home/user`."""
+        return self._files
+
+    def url(self, port: int) -> str:
+        """The public URL of a port of the sandbox; no request, and no promise that something answers.
+
+        Raises:
+            ConfigurationError: `port` is not between 1 and 65535.
+        """
+        if count("port", port, least=1) > 65535:
+            raise ConfigurationError(f"port={port!r}: at most 65535 is possible.")
+        self._lease.check()
+        host = self._sandbox.host(port)
+        name = host.rpartition(":")[0] or host
+        is_local = name in ("localhost", "127.0.0.1") or name.endswith(".localhost")
+        return f"{'http' if is_local else 'https'}://{host}"
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    async def run_code(
+        self,
+        code: str,
+        *,
+        language: str = "python",
+        context: str | None = None,
+        timeout: float | None = None,
+        envs: Mapping[str, str] | None = None,
+        on_stdout: OnOutput | None = None,
+        on_stderr: OnOutput | None = None,
+        on_result: OnResult | None = None,
+        max_output: int = 10 * 1024 * 1024,
+    ) -> Execution:
+        """Run code in the sandbox's interpreter. An exception that the code raises is data in the result.
+
+        Args:
+            code: what to run; variables stay for the next call.
+            language: of the code.
+            context: the id of an interpreter context; the language's default one when None.
+            timeout: seconds that it may take; `TimeoutPolicy.code` when None.
+            envs: environment variables for this call alone.
+            on_stdout, on_stderr, on_result: called with each piece of output and each result as it comes.
+            max_output: bytes that output and results may have together.
+
+        Raises:
+            CodeTimeout: it took longer, and was interrupted; its variables stay.
+            OutputTooLarge: more came out; the run was stopped.
+            KernelDied: the interpreter ended.
+            SandboxLost: the sandbox is gone.
+        """
+        limit = self._lease.shell.options.timeouts.code if timeout is None else seconds("timeout", timeout)
+        count("max_output", max_output, least=1)
+        if not isinstance(code, str):
+            raise ConfigurationError(f"code is {type(code).__name__}; a text is needed.")
+        self._lease.check()
+        tell, started_at = self._lease.core.tell, anyio.current_time()
+        tell("code.started", language=language)
+        error: str | None = None
+        try:
+            execution = await self._sandbox.run_code(
+                code,
+                language=language,
+                context=context,
+                timeout=limit,
+                envs=envs,
+                on_stdout=on_stdout,
+                on_stderr=on_stderr,
+                on_result=on_result,
+                max_output=max_output,
+            )
+            error = None if execution.error is None else execution.error.name
+            return execution
+        except BaseException as failure:
+            error = name_of(failure)
+            raise
+        finally:
+            tell("code.finished", duration=anyio.current_time() - started_at, error=error)
+
+    @overload
+    async def run_command(
+        self,
+        cmd: str | Sequence[str],
+        *,
+        timeout: float | None = None,
+        cwd: str | None = None,
+        envs: Mapping[str, str] | None = None,
+        on_stdout: OnOutput | None = None,
+        on_stderr: OnOutput | None = None,
+        background: Literal[False] = False,
+        max_output: int = 10 * 1024 * 1024,
+    ) -> CommandResult: ...
+
+    @overload
+    async def run_command(
+        self,
+        cmd: str | Sequence[str],
+        *,
+        timeout: None = None,
+        cwd: str | None = None,
+        envs: Mapping[str, str] | None = None,
+        on_stdout: OnOutput | None = None,
+        on_stderr: OnOutput | None = None,
+        background: Literal[True],
+        max_output: int = 10 * 1024 * 1024,
+    ) -> AsyncCommandHandle: ...
+
+    async def run_command(
+        self,
+        cmd: str | Sequence[str],
+        *,
+        timeout: float | None = None,
+        cwd: str | None = None,
+        envs: Mapping[str, str] | None = None,
+        on_stdout: OnOutput | None = None,
+        on_stderr: OnOutput | None = None,
+        background: bool = False,
+        max_output: int = 10 * 1024 * 1024,
+    ) -> CommandResult | AsyncCommandHandle:
+        """Run a command in the sandbox. A non-zero exit code is data in the result.
+
+        Args:
+            cmd: a line for the sandbox's shell, or a sequence of arguments, which no shell interprets.
+            timeout: seconds that it may take; `TimeoutPolicy.command` when None. Not with `background=True`.
+            cwd: the directory to run it in; the home directory when None.
+            envs: environment variables for this command.
+            on_stdout, on_stderr: called with each piece of output as it comes. With `background=True` also before
+                anybody waits.
+            background: return as soon as it has started, with a handle; it then has no time limit.
+            max_output: bytes that its output may have.
+
+        Raises:
+            CommandTimeout: it took longer, and was killed.
+            OutputTooLarge: more came out; the command was killed.
+            UnsupportedOption: `timeout` together with `background=True`.
+            SandboxLost: the sandbox is gone.
+        """
+        limit = self._lease.shell.options.timeouts.command if timeout is None else seconds("timeout", timeout)
+        count("max_output", max_output, least=1)
+        line = _command_line(cmd)
+        if background and timeout is not None:
+            raise UnsupportedOption(
+                "timeout= has no effect with background=True; use handle.wait(timeout=...) and handle.kill().",
+                option="timeout",
+            )
+        self._lease.check()
+        tell, started_at = self._lease.core.tell, anyio.current_time()
+        tell("command.started", background=background)
+        if background:
+            command = await self._sandbox.start_command(
+                line, cwd=cwd, envs=envs, on_stdout=on_stdout, on_stderr=on_stderr, max_output=max_output
+            )
+            return AsyncCommandHandle(self._lease, command)
+        exit_code: int | None = None
+        error: str | None = None
+        try:
+            result = await self._sandbox.run_command(
+                line,
+                timeout=limit,
+                cwd=cwd,
+                envs=envs,
+                on_stdout=on_stdout,
+                on_stderr=on_stderr,
+                max_output=max_output,
+            )
+            exit_code = result.exit_code
+            return result
+        except BaseException as failure:
+            error = name_of(failure)
+            raise
+        finally:
+            tell("command.finished", duration=anyio.current_time() - started_at, exit_code=exit_code, error=error)
+
+    async def run(self, fragment: Fragment, *, on_event: EventHandler | None = None) -> FragmentResult:
+        """Carry a fragment out: write its files, then run it.
+
+        Args:
+            fragment: what to carry out; its template has to be the session's.
+            on_event: is told the fragment's events, besides the pool's own listener.
+
+        Raises:
+            SessionConflict: the fragment is for another template than the session's.
+            TemplateNotFound: its template is not registered.
+            FragmentError, DependencyError, UnsupportedOption: it cannot be carried out; nothing was run.
+            SafeFSError: a file could not be written.
+            CodeTimeout, OutputTooLarge, KernelDied, SandboxLost: as in `run_code`.
+        """
+        return await carry_out(
+            fragment,
+            template=self._template_of(fragment),
+            sandbox=self._sandbox,
+            files=self._files,
+            timeouts=self._lease.shell.options.timeouts,
+            emit=self._lease.core.tell.about(on_event),
+        )
+
+    async def stream(self, fragment: Fragment) -> AsyncGenerator[Event, None]:
+        """Carry a fragment out, yielding its events; the last one has the `FragmentResult` as `data["result"]`.
+
+        Leaving the loop early ends the run between two steps.
+
+        Raises:
+            The same as `run`.
+        """
+        events = stream_fragment(
+            fragment,
+            template=self._template_of(fragment),
+            sandbox=self._sandbox,
+            files=self._files,
+            timeouts=self._lease.shell.options.timeouts,
+            emit=self._lease.core.tell,
+        )
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
+    async def tree(self) -> FileNode:
+        """The files beneath `/home/user`, as `files.tree()` gives them.
+
+        Raises:
+            SafeFSError: they cannot be listed.
+        """
+        return await self._files.tree()
+
+    async def interrupt(self) -> None:
+        """Interrupt the code that runs; not supported yet. A `timeout`, or cancelling the call, interrupts it.
+
+        Raises:
+            UnsupportedOption: always, in this version.
+        """
+        raise UnsupportedOption(
+            "session.interrupt() is not supported yet; a timeout, or cancelling run_code, interrupts its code.",
+            option="session.interrupt",
+        )
+
+    async def restart(self, *, context: str | None = None) -> None:
+        """Start the interpreter anew: its variables are gone, files and commands stay.
+
+        Args:
+            context: which context's; the default Python one's when None.
+        """
+        await self._sandbox.restart(context)
+
+    async def pause(self) -> None:
+        """Pause the sandbox; not supported yet.
+
+        Raises:
+            UnsupportedOption: always, in this version.
+        """
+        raise UnsupportedOption("session.pause() is not supported yet.", option="session.pause")
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Give this hold back; a second time does nothing. Raises nothing.
+
+        The sandbox of a keyed session stays until its lifetime ends, for whoever opens the key again, or until its
+        place is needed. An anonymous one is killed; this waits for it, and may be cancelled while the pool goes on.
+        """
+        core = self._lease.core
+        self._lease.shell.check()
+        self._lease.release()
+        if core.key is None and core.gone == "released":
+            with anyio.move_on_after(KILL_WAIT):
+                await core.tried_to_kill.wait()
+
+    async def kill(self) -> None:
+        """Kill the sandbox, for everyone who holds the session. A second time does nothing.
+
+        Raises:
+            ProviderError: the service did not confirm it. The pool goes on trying, and the sandbox counts until then.
+        """
+        core = self._lease.core
+        self._lease.shell.check()
+        self._lease.shell.discard(core)
+        self._lease.release()
+        with anyio.move_on_after(KILL_WAIT):
+            await core.tried_to_kill.wait()
+        if core.kill_error is not None:
+            raise ProviderUnavailable(
+                f"Killing sandbox {self.sandbox_id} was not confirmed: {core.kill_error}. The pool tries again.",
+                sandbox_id=self.sandbox_id,
+            ) from core.kill_error
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        core = self._lease.core
+        state = core.gone or ("closed" if self._lease.is_released else "open")
+        return f"<{type(self).__name__} key={core.key!r} sandbox={self.sandbox_id} template={self.template} {state}>"
+
+    def _template_of(self, fragment: Fragment) -> Template:
+        if not isinstance(fragment, Fragment):
+            raise ConfigurationError(f"{type(fragment).__name__} is no Fragment; use Fragment.model_validate(...).")
+        self._lease.check()
+        if fragment.template != self.template:
+            raise SessionConflict(
+                f"The fragment is for template {fragment.template!r}, and session {self.key!r} lives in a sandbox of "
+                f"{self.template!r}. Open a session with template={fragment.template!r}.",
+                sandbox_id=self.sandbox_id,
+            )
+        return Template.get(fragment.template)
+
+
+class SessionOpening:
+    """What `pool.session()` returns: await it for a session that is held until `close()` or the pool's end, or enter
+    it with `async with` for one that is closed at the end of the block. Nothing is asked of the pool before."""
+
+    def __init__(self, shell: Shell, key: str | None, spec: Spec, *, timeout: float, replace: bool) -> None:
+        self._shell = shell
+        self._key = key
+        self._spec = spec
+        self._timeout = timeout
+        self._replace = replace
+        self._entered: list[AsyncSession] = []
+
+    async def open(self) -> AsyncSession:
+        """Open the session; the same as awaiting this."""
+        core, ticket = await self._shell.open(self._key, self._spec, timeout=self._timeout, replace=self._replace)
+        return AsyncSession(Lease(self._shell, core, ticket))
+
+    def __await__(self) -> Generator[Any, None, AsyncSession]:
+        return self.open().__await__()
+
+    async def __aenter__(self) -> AsyncSession:
+        session = await self.open()
+        self._entered.append(session)
+        return session
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._entered.pop().close()
+
+
+def _command_line(cmd: str | Sequence[str]) -> str:
+    if isinstance(cmd, str):
+        return cmd
+    if not isinstance(cmd, Sequence) or not cmd or not all(isinstance(word, str) for word in cmd):
+        raise ConfigurationError(f"cmd={cmd!r}: a text, or a sequence of texts that is not empty, is needed.")
+    return shlex.join(cmd)
+
+
+AsyncSession.__module__ = "sandboxkit"

@@ -1,0 +1,525 @@
+"""Carries out what the policy decides: the pool's tasks, waiters and sandboxes.
+
+All of it runs on one event loop. `step` is synchronous, so no two decisions can overlap; what takes time (create,
+kill) runs in tasks of the pool's own group, shielded from the cancellation of any caller, and reports back by `step`.
+A caller hands over nothing and gets nothing without a checkpoint that it can be cancelled at: it waits for its offer,
+and either accepts it without another wait in between or gives it back.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+from datetime import UTC, datetime
+
+import anyio
+from anyio.abc import TaskGroup, TaskStatus
+
+from sandboxkit.errors import (
+    ForkedProcess,
+    PoolClosed,
+    PoolError,
+    PoolFull,
+    PoolTimeout,
+    ProviderUnavailable,
+    SandboxExpired,
+    SandboxkitError,
+    SandboxLost,
+    SandboxNotFound,
+    SessionConflict,
+)
+from sandboxkit.pool._core import Core
+from sandboxkit.pool._emit import Teller
+from sandboxkit.pool._options import PoolOptions, create_request
+from sandboxkit.pool._policy import (
+    Abort,
+    Accept,
+    Acquire,
+    Close,
+    Create,
+    Created,
+    CreateFailed,
+    Grant,
+    Kill,
+    Killed,
+    KillFailed,
+    KillReason,
+    Leave,
+    Lost,
+    PoolEvent,
+    PoolPolicy,
+    Refuse,
+    Renewed,
+    Source,
+    Spec,
+    Tick,
+    renewal,
+)
+from sandboxkit.pool._stats import Counters
+from sandboxkit.pool.stores import MemoryStore, Store
+from sandboxkit.provider._base import Provider, ProviderSandbox
+
+CLOSE_LIMIT = 30.0
+"""Seconds that closing may take for killing sandboxes; what is left then is reported."""
+KILL_LIMIT = 10.0
+"""Seconds for one attempt to kill a sandbox."""
+GRACE = 5.0
+"""Seconds beyond a provider's own limit before we give it up; also for letting go of the provider."""
+
+
+class _Waiter:
+    """A call of `session()` that waits for its answer."""
+
+    def __init__(self) -> None:
+        self.answered = anyio.Event()
+        self.slot: int | None = None
+        self.source: Source = "created"
+        self.error: Exception | None = None
+
+
+class Shell:
+    """The doing half of a pool. `run()` is its life, in one task of whoever opened the pool."""
+
+    def __init__(self, options: PoolOptions, provider: Provider, *, owns_provider: bool) -> None:
+        self.options = options
+        self.provider = provider
+        self.policy = PoolPolicy(max_live=options.max_live, max_waiting=options.max_waiting)
+        self.counters = Counters()
+        self.tell = Teller(options.on_event, pool=options.name)
+        self.left_over: tuple[str, ...] = ()
+        self._owns_provider = owns_provider
+        self._store: Store = MemoryStore()
+        self._pid = os.getpid()
+        self._tasks: TaskGroup | None = None
+        self._tickets = itertools.count(1)
+        self._waiters: dict[int, _Waiter] = {}
+        self._cores: dict[int, Core] = {}
+        self._failures: dict[int, Exception] = {}
+        self._workers: dict[tuple[str, int], anyio.CancelScope] = {}
+        self._alarm = anyio.Event()
+        self._alarm_at: float | None = None
+        self._close_asked = anyio.Event()
+        self._close_limit = CLOSE_LIMIT
+        self._is_empty = anyio.Event()
+        self._is_wound_up = False
+        self._over = anyio.Event()
+
+    # -- the life of the pool
+
+    @property
+    def is_open(self) -> bool:
+        return self._tasks is not None and not self.policy.closing
+
+    def check(self) -> None:
+        """Refuse a use in a forked child, where neither the loop nor its connections are.
+
+        Raises:
+            ForkedProcess: this process is not the one that made the pool.
+        """
+        if os.getpid() != self._pid:
+            raise ForkedProcess("This pool was made before os.fork() and cannot be used in the child; make a new one.")
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Live until `close()`, or until this task is cancelled; either way nothing is left when it returns."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                tasks.start_soon(self._watch_the_clock)
+                self.tell("pool.opened", provider=self.provider.name, max_live=self.options.max_live)
+                task_status.started()
+                try:
+                    await self._close_asked.wait()
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await self._wind_up()
+                    tasks.cancel_scope.cancel()
+        finally:
+            self._is_wound_up = True
+            self.left_over = tuple(core.sandbox.sandbox_id for core in self._cores.values())
+            if self._owns_provider:
+                with anyio.move_on_after(GRACE, shield=True):
+                    await self.provider.aclose()
+            self._over.set()
+            self.tell("pool.closed", left_over=len(self.left_over))
+
+    async def _wind_up(self) -> None:
+        self.step(Close())
+        with anyio.move_on_after(self._close_limit):
+            await self._is_empty.wait()
+        self._is_wound_up = True
+        for scope in self._workers.values():
+            scope.cancel()
+
+    async def close(self, limit: float) -> tuple[str, ...]:
+        """Close, and return the ids of sandboxes that could not be killed within `limit` seconds."""
+        if self._tasks is None:  # never opened: there is nothing to let go of but the provider
+            if not self._over.is_set():
+                self.policy.step(Close(), 0.0)
+                self._is_wound_up = True
+                self._over.set()
+                if self._owns_provider:
+                    with anyio.move_on_after(GRACE, shield=True):
+                        await self.provider.aclose()
+            return ()
+        if not self._close_asked.is_set():
+            self._close_limit = limit
+            self._close_asked.set()
+            self.step(Close())  # at once: waiters need not wait for the pool's own task to get its turn
+        with anyio.move_on_after(limit + 2 * GRACE, shield=True):
+            await self._over.wait()
+        return self.left_over
+
+    async def _watch_the_clock(self) -> None:
+        while True:
+            self._alarm, self._alarm_at = anyio.Event(), self.policy.next_alarm()
+            with anyio.CancelScope(deadline=float("inf") if self._alarm_at is None else self._alarm_at):
+                await self._alarm.wait()
+            self.step(Tick())
+
+    # -- deciding
+
+    def step(self, event: PoolEvent) -> None:
+        """Tell the policy what happened, and begin what it says."""
+        if self._is_wound_up:
+            return
+        for command in self.policy.step(event, anyio.current_time()):
+            match command:
+                case Create():
+                    self._start(self._create, command)
+                case Kill():
+                    self._start_killing(command)
+                case Abort(slot):
+                    self._workers["create", slot].cancel()
+                case Grant(ticket, slot, source):
+                    self._grant(ticket, slot, source)
+                case Refuse():
+                    self._refuse(command)
+        if self.policy.next_alarm() != self._alarm_at:
+            self._alarm.set()
+        if self.policy.closing and not self.policy.slots:
+            self._is_empty.set()
+
+    def _start(self, work: object, command: Create | Kill) -> None:
+        scope = anyio.CancelScope(shield=True)
+        self._workers["create" if isinstance(command, Create) else "kill", command.slot] = scope
+        assert self._tasks is not None, "only an open pool has slots"
+        self._tasks.start_soon(work, command, scope)  # type: ignore[arg-type]  # the two commands share one register
+
+    def _grant(self, ticket: int, slot: int, source: Source) -> None:
+        core, waiter = self._cores[slot], self._waiters[ticket]
+        if source == "reused" and len(self.policy.slots[slot].tickets) == 1:
+            core.is_unchecked = True
+        waiter.slot, waiter.source = slot, source
+        waiter.answered.set()
+
+    def _refuse(self, command: Refuse) -> None:
+        waiter = self._waiters.get(command.ticket)
+        if waiter is not None:
+            waiter.error = self._refusal(command)
+            waiter.answered.set()
+
+    def _refusal(self, command: Refuse) -> Exception:
+        o, policy = self.options, self.policy
+        match command.why:
+            case "closed":
+                return PoolClosed(f"Pool {o.name!r} is closed.")
+            case "full":
+                waiting = len(policy.queued)
+                return PoolFull(
+                    f"All max_live={policy.max_live} sandboxes of pool {o.name!r} are in use, and {waiting} callers "
+                    f"wait already (max_waiting={o.max_waiting}).",
+                    waiting=waiting,
+                )
+            case "timeout":
+                return PoolTimeout(
+                    f"Pool {o.name!r} had no sandbox within acquire_timeout; {len(policy.slots)} of "
+                    f"max_live={policy.max_live} are taken and {len(policy.queued)} callers wait. Release sessions "
+                    "that are done, or raise max_live or acquire_timeout."
+                )
+            case "conflict":
+                return SessionConflict(
+                    "The session lives in a sandbox of another template, environment or metadata, or is being "
+                    "replaced by one. session(..., replace=True) replaces it, and loses what is in it."
+                )
+            case "create_failed":
+                error = self._failures[command.slot or 0]
+                # Each caller gets one of its own, so that tracebacks do not grow into each other.
+                again = copy.copy(error) if isinstance(error, SandboxkitError) else error
+                if again is not error:
+                    again.__cause__ = error
+                return again
+
+    # -- creating and killing
+
+    async def _create(self, command: Create, scope: anyio.CancelScope) -> None:
+        row = command.key if command.key is not None else f"\0anonymous-{command.slot}"
+        tell = self.tell.about(session=command.key, template=command.spec.template)
+        started_at, generation = anyio.current_time(), 0
+        sandbox: ProviderSandbox | None = None
+        error: Exception | None = None
+        try:
+            with scope:
+                try:
+                    generation = await self._store.begin(row)
+                    request = create_request(
+                        self.options, session=command.key, row=row, generation=generation, spec=command.spec
+                    )
+                    tell("sandbox.creating")
+                    with anyio.fail_after(request.timeout + GRACE):
+                        sandbox = await self.provider.create(request)
+                except SandboxkitError as failure:
+                    error = failure
+                except TimeoutError as failure:
+                    error = ProviderUnavailable(
+                        f"No sandbox of {command.spec.template!r} within TimeoutPolicy.create="
+                        f"{self.options.timeouts.create:g} s, and no answer."
+                    )
+                    error.__cause__ = failure
+                except Exception as failure:
+                    error = failure  # a provider's own mistake: told to whoever waits for this sandbox
+            if sandbox is None and error is None:
+                error = PoolClosed(f"Pool {self.options.name!r} was closed while the sandbox was being created.")
+        finally:
+            # Also when a loop that is being torn down cancels this task past every shield.
+            self._workers.pop(("create", command.slot), None)
+            duration = anyio.current_time() - started_at
+            if sandbox is None:
+                self._create_failed(command, tell, error, duration)
+            else:
+                self._created(command, tell, sandbox, row, generation, duration)
+        with anyio.CancelScope(shield=True):
+            if sandbox is None:
+                await self._store.clear(row, generation)
+            else:
+                await self._store.settle(row, generation, sandbox.sandbox_id)
+            if sandbox is not None and self._is_wound_up and command.slot in self._cores:
+                # It came in spite of the abort, and later than closing waits: nobody else will kill it.
+                with anyio.move_on_after(KILL_LIMIT):
+                    await self.provider.kill(sandbox.sandbox_id)
+                    del self._cores[command.slot]
+
+    def _create_failed(self, command: Create, tell: Teller, error: Exception | None, duration: float) -> None:
+        if error is None:
+            error = PoolClosed(f"Pool {self.options.name!r} was cancelled while the sandbox was being created.")
+        self.counters.create_errors += 1
+        tell("sandbox.create_failed", error=name_of(error), duration=duration)
+        self._failures[command.slot] = error
+        self.step(CreateFailed(command.slot))
+        del self._failures[command.slot]
+
+    def _created(
+        self, command: Create, tell: Teller, sandbox: ProviderSandbox, row: str, generation: int, duration: float
+    ) -> None:
+        self.counters.created += 1
+        self.counters.create_seconds += duration
+        core = self._cores[command.slot] = Core(
+            slot=command.slot,
+            key=command.key,
+            row=row,
+            generation=generation,
+            spec=command.spec,
+            sandbox=sandbox,
+            tell=tell.about(sandbox_id=sandbox.sandbox_id),
+            end_at=on_loop_clock(sandbox.end_at),
+        )
+        core.tell("sandbox.created", duration=duration, source="created")
+        self.step(Created(command.slot, core.end_at))
+
+    def _start_killing(self, command: Kill) -> None:
+        core = self._cores[command.slot]
+        if core.gone is None:
+            core.gone = command.reason
+            if command.reason in ("lost", "expired"):
+                self.counters.lost += 1
+                core.tell("sandbox.lost", error=f"sandbox_{'expired' if command.reason == 'expired' else 'not_found'}")
+            self.counters.evicted += command.reason == "evicted"
+        self._start(self._kill, command)
+
+    async def _kill(self, command: Kill, scope: anyio.CancelScope) -> None:
+        core = self._cores[command.slot]
+        error: Exception | None = TimeoutError("given up: the pool's time to close was over")
+        try:
+            with scope:
+                try:
+                    with anyio.fail_after(KILL_LIMIT):
+                        await self.provider.kill(core.sandbox.sandbox_id)
+                    error = None
+                except SandboxLost:
+                    error = None
+                except Exception as failure:
+                    error = failure  # kept: told as an event, tried again, and raised by kill()
+        finally:
+            self._workers.pop(("kill", command.slot), None)
+            core.kill_error = error
+            core.tried_to_kill.set()
+            self._kill_ended(core, command.reason, error)
+        if error is None:
+            with anyio.CancelScope(shield=True):
+                await self._store.clear(core.row, core.generation)
+
+    def _kill_ended(self, core: Core, reason: KillReason, error: Exception | None) -> None:
+        if error is None:
+            del self._cores[core.slot]
+            self.counters.killed += 1
+            core.tell("sandbox.killed", reason=reason)
+            self.step(Killed(core.slot))
+        else:
+            self.counters.kill_errors += 1
+            core.tell("sandbox.kill_failed", error=name_of(error), reason=reason)
+            self.step(KillFailed(core.slot))
+
+    # -- sessions
+
+    async def open(self, key: str | None, spec: Spec, *, timeout: float, replace: bool) -> tuple[Core, int]:
+        """Get a sandbox for a session and hold it: its core, and the ticket that `release` takes back."""
+        self.check()
+        if self._tasks is None and not self.policy.closing:
+            raise PoolError(
+                f"Pool {self.options.name!r} is not open. Use `async with AsyncSandboxPool() as pool:` "
+                "(or an AsyncExitStack's enter_async_context): its tasks need an owner."
+            )
+        started_at = anyio.current_time()
+        while True:
+            ticket, waiter = next(self._tickets), _Waiter()
+            self._waiters[ticket] = waiter
+            try:
+                if self._is_wound_up:
+                    raise PoolClosed(f"Pool {self.options.name!r} is closed.")
+                acquire = Acquire(ticket=ticket, key=key, spec=spec, deadline=started_at + timeout, replace=replace)
+                self.step(acquire)
+                await waiter.answered.wait()
+                core = await self._offered(waiter, acquire)
+                if core is not None:
+                    self.step(Accept(ticket))
+                    self._count_opening(core, waiter.source, anyio.current_time() - started_at)
+                    return core, ticket
+                self.step(Leave(ticket))
+            except BaseException as error:
+                self.step(Leave(ticket))
+                self._count_failure(key, spec, error)
+                raise
+            finally:
+                del self._waiters[ticket]
+
+    async def _offered(self, waiter: _Waiter, acquire: Acquire) -> Core | None:
+        """Make sure of what was offered; None if it is gone, so that another is to be asked for."""
+        if waiter.error is not None:
+            raise waiter.error
+        core = self._cores.get(waiter.slot or 0)
+        if core is None or core.gone is not None:
+            return None
+        if core.is_unchecked:
+            with anyio.CancelScope(deadline=acquire.deadline):
+                await self._make_sure(core)
+            if waiter.error is None and core.is_unchecked and core.gone is None:
+                raise self._refusal(Refuse(acquire.ticket, "timeout"))
+        if waiter.error is not None:
+            raise waiter.error
+        return None if core.gone is not None else core
+
+    async def _make_sure(self, core: Core) -> None:
+        """See that an idle session's sandbox is still there, and give it its life: the first use must not fail."""
+        async with core.lock:
+            if not core.is_unchecked or core.gone is not None:
+                return
+            try:
+                if self.options.timeouts.renew == "never":
+                    if not await self._is_running(core):
+                        raise SandboxNotFound("It does not run any more.", sandbox_id=core.sandbox.sandbox_id)
+                else:
+                    await self._extend(core, max(self.options.timeouts.lifetime, self.options.timeouts.floor))
+            except (SandboxNotFound, SandboxExpired):
+                self.step(Lost(core.slot))
+                return
+            core.is_unchecked = False
+
+    async def _is_running(self, core: Core) -> bool:
+        """Ask without prolonging its life."""
+        with anyio.fail_after(self.options.timeouts.command):
+            return await core.sandbox.is_running()
+
+    def _count_opening(self, core: Core, source: Source, duration: float) -> None:
+        self.counters.opened += 1
+        self.counters.reused += source == "reused"
+        self.counters.wait_seconds += duration
+        if source == "reused":
+            core.tell("sandbox.reused", duration=duration)
+        core.tell("session.opened", source=source, duration=duration)
+
+    def _count_failure(self, key: str | None, spec: Spec, error: BaseException) -> None:
+        if isinstance(error, SessionConflict):
+            self.tell.about(session=key, template=spec.template)("session.conflict")
+        if isinstance(error, PoolTimeout):
+            self.counters.timed_out += 1
+        elif isinstance(error, PoolFull | PoolClosed | SessionConflict):
+            self.counters.refused += 1
+        elif not isinstance(error, Exception):
+            self.counters.cancelled += 1
+
+    def release(self, core: Core, ticket: int) -> None:
+        """Take back a hold."""
+        if core.gone is None:
+            core.tell("session.released")
+        self.step(Leave(ticket))
+
+    def discard(self, core: Core) -> None:
+        """Kill a sandbox because its user says so."""
+        self.step(Lost(core.slot, "asked"))
+
+    def lost(self, core: Core, error: SandboxLost) -> SandboxkitError:
+        """Take in that a use met no sandbox; what to raise for it."""
+        sandbox_id = core.sandbox.sandbox_id
+        if error.sandbox_id not in (None, sandbox_id):
+            return error  # some other sandbox's, raised by a callback
+        why = core.why_gone()
+        has_expired = core.end_at is not None and core.end_at <= anyio.current_time()
+        if why is None and has_expired and not isinstance(error, SandboxExpired):
+            why = SandboxExpired(
+                f"Sandbox {sandbox_id} reached the end of its lifetime (TimeoutPolicy.lifetime).",
+                sandbox_id=sandbox_id,
+            )
+        self.step(Lost(core.slot))
+        return why or error
+
+    async def prolong(self, core: Core, work: float) -> None:
+        """See that a sandbox lives long enough for work that takes up to `work` seconds."""
+        if self._wanted_life(core, work) is None:
+            return
+        async with core.lock:
+            wanted = self._wanted_life(core, work)
+            if wanted is not None and core.gone is None:
+                await self._extend(core, wanted)
+
+    def _wanted_life(self, core: Core, work: float) -> float | None:
+        remaining = None if core.end_at is None else core.end_at - anyio.current_time()
+        return renewal(self.options.timeouts, remaining=remaining, work=work)
+
+    async def _extend(self, core: Core, lifetime: float) -> None:
+        try:
+            with anyio.fail_after(self.options.timeouts.command):
+                end_at = await core.sandbox.extend(lifetime)
+        except TimeoutError as error:
+            if isinstance(error, SandboxkitError):
+                raise
+            raise ProviderUnavailable(
+                f"Sandbox {core.sandbox.sandbox_id} could not be renewed within TimeoutPolicy.command="
+                f"{self.options.timeouts.command:g} s.",
+                sandbox_id=core.sandbox.sandbox_id,
+            ) from error
+        core.end_at = on_loop_clock(end_at)
+        self.counters.renewed += 1
+        self.step(Renewed(core.slot, core.end_at))
+        core.tell("sandbox.renewed", end_at=end_at.timestamp())
+
+
+def on_loop_clock(moment: datetime | None) -> float | None:
+    """A moment of the calendar on the event loop's clock."""
+    if moment is None:
+        return None
+    return anyio.current_time() + (moment - datetime.now(UTC)).total_seconds()
+
+
+def name_of(error: BaseException) -> str:
+    """What an event says of an error: its stable code, or its class for one that is not ours."""
+    return error.code if isinstance(error, SandboxkitError) else type(error).__name__
