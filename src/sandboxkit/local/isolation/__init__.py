@@ -1,1 +1,54 @@
-"""Boxes: namespaces, limits, root file system, and the link to the agent in each."""
+"""Boxes: the namespaces, mounts and limits that one sandbox lives in, and the agent that acts inside.
+
+An engine's main calls `enter` first of all, then makes one `BubblewrapIsolation` on its event loop:
+
+    namespace = enter(state_dir, readable=[cache])
+    isolation = BubblewrapIsolation(namespace)
+    await isolation.start()
+    box = await isolation.create(BoxSpec(box_id="i1"))
+    ...
+    await isolation.aclose()
+    release(namespace)
+"""
+
+from sandboxkit.local.isolation._base import (
+    Agent,
+    AgentError,
+    AgentLost,
+    Box,
+    BoxEnd,
+    BoxSpec,
+    Entry,
+    ExitStatus,
+    Isolation,
+    Layer,
+    LimitInForce,
+    Limits,
+    Process,
+    Usage,
+)
+from sandboxkit.local.isolation._bubblewrap import BubblewrapIsolation, release
+from sandboxkit.local.isolation._namespace import EngineNamespace, enter
+from sandboxkit.local.isolation._stale import reap_stale
+
+__all__ = [
+    "Agent",
+    "AgentError",
+    "AgentLost",
+    "Box",
+    "BoxEnd",
+    "BoxSpec",
+    "BubblewrapIsolation",
+    "EngineNamespace",
+    "Entry",
+    "ExitStatus",
+    "Isolation",
+    "Layer",
+    "LimitInForce",
+    "Limits",
+    "Process",
+    "Usage",
+    "enter",
+    "reap_stale",
+    "release",
+]

@@ -1,0 +1,98 @@
+"""bubblewrap's arguments for one box, decided purely: what is seen inside, and with which rights.
+
+They go to bubblewrap by `--args FD`, so that its command line, which can be read inside at /proc/1/cmdline, shows
+none of them. Order matters to bubblewrap: operations on the file system happen as they are named, and what makes
+/dev and / read-only comes after all that needs them writable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sandboxkit.local.isolation._base import BASE_PATH, HOME, PREFIX, UID, Layer
+
+HOSTNAME = "sandbox"
+AGENT = f"{PREFIX}/agent"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostRoot:
+    """What the host's root directory looks like: links into /usr (merged, as on all current distributions), and
+    top-level directories of programs where it is not merged."""
+
+    links: tuple[tuple[str, str], ...]
+    """(name, text): `("bin", "usr/bin")`."""
+    directories: tuple[str, ...] = ()
+    """Names, such as `lib64`, that are bound read-only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One box: host paths (as the engine's namespace has them) and the descriptors that bubblewrap inherits."""
+
+    root: HostRoot
+    etc: str
+    python: str
+    agent: str
+    home: str
+    tmp: str
+    shm: str
+    layers: tuple[Layer, ...]
+    seccomp_fd: int
+    info_fd: int
+    block_fd: int
+
+
+def arguments(plan: Plan) -> list[str]:
+    """The arguments, to be joined by NUL and passed by descriptor; the command is not among them."""
+    return [*_privileges(plan), *_system(plan), *_ours(plan), *_writable(plan), *_seal()]
+
+
+def command(agent_fd: int) -> list[str]:
+    """The first program inside. This does show in /proc/1/cmdline."""
+    return [f"{PREFIX}/python/bin/python3", "-I", "-S", f"{AGENT}/agent.py", str(agent_fd)]
+
+
+def _privileges(plan: Plan) -> list[str]:
+    return [
+        # --disable-userns needs --unshare-user to be said, although --unshare-all implies it.
+        *("--unshare-all", "--unshare-user", "--disable-userns"),
+        *("--uid", str(UID), "--gid", str(UID), "--hostname", HOSTNAME),
+        *("--die-with-parent", "--new-session", "--cap-drop", "ALL"),
+        *("--seccomp", str(plan.seccomp_fd), "--info-fd", str(plan.info_fd), "--block-fd", str(plan.block_fd)),
+        *("--clearenv", "--setenv", "PATH", BASE_PATH, "--setenv", "HOME", HOME, "--setenv", "LANG", "C.UTF-8"),
+    ]
+
+
+def _system(plan: Plan) -> list[str]:
+    links = [word for name, text in plan.root.links for word in ("--symlink", text, f"/{name}")]
+    bound = [word for name in plan.root.directories for word in ("--ro-bind", f"/{name}", f"/{name}")]
+    return [
+        *("--ro-bind", "/usr", "/usr"),
+        *links,
+        *bound,
+        *("--proc", "/proc", "--dev", "/dev"),
+        *("--perms", "0755", "--dir", "/run"),
+        *("--ro-bind", plan.etc, "/etc"),
+    ]
+
+
+def _ours(plan: Plan) -> list[str]:
+    layers = [word for layer in plan.layers for word in ("--ro-bind", layer.source, layer.target)]
+    return [
+        *("--perms", "0755", "--dir", "/opt", "--perms", "0755", "--dir", PREFIX),
+        *("--ro-bind", plan.python, f"{PREFIX}/python"),
+        *("--ro-bind", plan.agent, AGENT),
+        *layers,
+    ]
+
+
+def _writable(plan: Plan) -> list[str]:
+    return [
+        *("--bind", plan.tmp, "/tmp", "--bind", plan.shm, "/dev/shm"),
+        *("--perms", "0755", "--dir", "/home", "--bind", plan.home, HOME),
+    ]
+
+
+def _seal() -> list[str]:
+    return ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", HOME]

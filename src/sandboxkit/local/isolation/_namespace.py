@@ -1,0 +1,168 @@
+"""Enter the engine's own namespaces: an unprivileged process that may mount, in a mount table that only it sees.
+
+The order of steps
+------------------
+As an ordinary user:
+    1. the state directory: made, its lock held (what dead engines left beside it is reaped first)
+    2. a user and a mount namespace, our uid mapped to itself
+    3. a tmpfs over a directory that the engine does not need (/mnt), seen by it alone, filled by `_runtime`
+
+As root (bubblewrap is never run as real uid 0: host sysctls would stay writable from inside):
+    1. as above, and: cgroups that only root can make, given to the engine's uid
+    2. fork; the parent stays behind as the supervisor
+    3. a mount namespace, in which `_expose` lets the engine's uid reach this Python, its packages, the cache and the
+       state directory even below closed directories such as /root
+    4. no groups, one reserved uid; dumpable again, or the uid map could not be written; the kernel is told to kill us
+       when the supervisor dies
+    5. then as above from 2.
+
+The uid is 90217: above Debian's and systemd's static and dynamic ranges (to 65535), below shadow's first subordinate
+uid (100000). SANDBOXKIT_UID overrides it, for hosts whose own user namespace maps fewer.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandboxkit.errors import ConfigurationError, IsolationUnavailable
+from sandboxkit.local.isolation import _cgroup1, _kernel, _runtime
+from sandboxkit.local.isolation._expose import expose
+from sandboxkit.local.isolation._remedies import host_facts, remedy
+from sandboxkit.local.isolation._stale import LOCK, clean_engine, reap_stale
+from sandboxkit.local.isolation._supervisor import die_with, fork_under_supervision
+
+ENGINE_UID = 90217
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineNamespace:
+    """Where this engine lives. Made by `enter`, once per process."""
+
+    state_dir: Path
+    runtime: Path
+    """The engine's tmpfs; see `_runtime`."""
+    uid: int
+    started_as_root: bool
+    cgroups: tuple[_cgroup1.Parent, ...]
+    """cgroup v1 directories that root has given to this engine; empty for an ordinary user."""
+
+
+def enter(state_dir: str | os.PathLike[str], *, readable: Sequence[str] = ()) -> EngineNamespace:
+    """Move this process into namespaces of its own. Call it before any thread and before any event loop.
+
+    As root it forks: the caller goes on in the child, unprivileged, and the parent exits with the child's code.
+    Afterwards the working directory is the engine's tmpfs, and root's engine can reach nothing below closed
+    directories but this Python, `sys.path`, `state_dir` and `readable`.
+
+    Args:
+        state_dir: this engine's own directory, made if missing; its parent holds those of other engines only, and
+            what dead ones left there is removed.
+        readable: further directories that the engine must reach, such as the cache of templates.
+
+    Raises:
+        IsolationUnavailable: the machine forbids what is needed; `remedy` says what to change.
+        ConfigurationError: SANDBOXKIT_UID is not a uid, or another engine has this state directory.
+    """
+    if len(os.listdir("/proc/self/task")) != 1:
+        raise RuntimeError("enter() must be called before any thread is started")
+    uid = _engine_uid() if os.geteuid() == 0 else os.geteuid()
+    started_as_root = os.geteuid() == 0
+    state = Path(os.path.abspath(state_dir))
+    state.parent.mkdir(parents=True, exist_ok=True)
+    reap_stale(state.parent)
+    lock = _take(state, uid)
+    parents: tuple[_cgroup1.Parent, ...] = ()
+    if started_as_root:
+        parents = _cgroup1.make_parents(state.name, uid)
+        _become_unprivileged(state, uid, readable)
+    try:
+        _unshare(uid)
+        runtime = _neutral_place([sys.prefix, sys.base_prefix, *sys.path, str(state), *readable])
+        flags = _kernel.MS_NOSUID | _kernel.MS_NODEV
+        _kernel.mount("tmpfs", str(runtime), "tmpfs", flags, "size=256m,nr_inodes=100000,mode=700")
+        _runtime.build(runtime)
+    except OSError as error:
+        raise IsolationUnavailable(
+            f"The engine could not make namespaces of its own: {error}. {remedy(host_facts())}",
+            remedy=remedy(host_facts()),
+        ) from error
+    # Boxes whose bubblewrap died are then our children, and can be waited for exactly.
+    _kernel.prctl(_kernel.PR_SET_CHILD_SUBREAPER, 1)
+    _held.append(lock)
+    return EngineNamespace(state_dir=state, runtime=runtime, uid=uid, started_as_root=started_as_root, cgroups=parents)
+
+
+def _neutral_place(needed: Sequence[str]) -> Path:
+    """A directory that every Linux has and this engine does not need, to be covered by its tmpfs. Not one of our own:
+    a box's /proc/1/exe and /proc/1/maps show where in the engine's mount table bubblewrap was started from."""
+    for place in ("/mnt", "/srv", "/media", "/boot", "/opt"):
+        below = any(f"{os.path.realpath(path)}/".startswith(f"{place}/") for path in needed if os.path.isabs(path))
+        if os.path.isdir(place) and not os.path.islink(place) and not below:
+            return Path(place)
+    raise IsolationUnavailable(
+        "The engine finds no directory to mount its own files at.", remedy="Make an empty directory /mnt."
+    )
+
+
+_held: list[int] = []
+"""The lock's descriptor, open for as long as the process lives."""
+
+
+def _engine_uid() -> int:
+    text = os.environ.get("SANDBOXKIT_UID", "")
+    if not text:
+        return ENGINE_UID
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 2**32 - 1:
+        raise ConfigurationError(f"SANDBOXKIT_UID={text!r}: the number of an unprivileged user is needed.")
+    return int(text)
+
+
+def _take(state: Path, uid: int) -> int:
+    """Make the state directory and hold its lock: the sign that its engine lives."""
+    state.mkdir(mode=0o700, exist_ok=True)
+    lock = os.open(state / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise ConfigurationError(f"{state} belongs to another running engine; give this one its own.") from None
+    if os.geteuid() == 0:
+        os.chown(state, uid, uid)
+    return lock
+
+
+def _become_unprivileged(state: Path, uid: int, readable: Sequence[str]) -> None:
+    """Fork under supervision; in the child, make the way free for `uid` and become it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    supervisor = fork_under_supervision(lambda: clean_engine(state))
+    try:
+        _kernel.unshare(_kernel.CLONE_NEWNS)
+        _kernel.mount(None, "/", None, _kernel.MS_REC | _kernel.MS_PRIVATE)
+        needed = [sys.prefix, sys.base_prefix, sys.exec_prefix, sys.executable, *sys.path, str(state), *readable]
+        os.chdir("/")
+        expose(needed, uid)
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+        _kernel.prctl(_kernel.PR_SET_DUMPABLE, 1)
+        die_with(supervisor)
+    except OSError as error:
+        raise IsolationUnavailable(
+            f"The engine could not become uid {uid}: {error}.",
+            remedy="Where this host maps fewer uids, set SANDBOXKIT_UID to an unused one that it has.",
+        ) from error
+
+
+def _unshare(uid: int) -> None:
+    gid = os.getegid()
+    _kernel.unshare(_kernel.CLONE_NEWUSER | _kernel.CLONE_NEWNS)
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+    _kernel.mount(None, "/", None, _kernel.MS_REC | _kernel.MS_SLAVE)

@@ -1,0 +1,65 @@
+"""The processes of a box as the host sees them, found by their pid namespace, and what they use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Sums over a box's processes: memory is resident bytes, shared pages counted in each."""
+
+    cpu_seconds: float
+    memory: int
+    processes: int
+
+
+def namespace_of(pid: int) -> str | None:
+    """What names a process's pid namespace; None when the process is gone or not ours to see."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    except OSError:
+        return None
+
+
+def all_pids() -> list[int]:
+    """Every process that this /proc shows."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def processes_of(init: int) -> list[int]:
+    """All processes in the pid namespace of a box's init, itself included."""
+    wanted = namespace_of(init)
+    if wanted is None:
+        return []
+    return [pid for pid in all_pids() if namespace_of(pid) == wanted]
+
+
+def resident(pid: int) -> int:
+    """Resident bytes of a process that are its own (not shared files'); 0 when it is gone."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            fields = file.read().split()
+    except OSError:
+        return 0
+    return (int(fields[1]) - int(fields[2])) * PAGE if len(fields) > 2 else 0
+
+
+def usage_of(pids: Iterable[int]) -> Found:
+    """Sum up. CPU time is that of the living and of children that they have waited for."""
+    ticks = memory = count = 0
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+        except OSError:
+            continue
+        ticks += sum(map(int, fields[11:15]))
+        memory += resident(pid)
+        count += 1
+    return Found(ticks / TICKS, memory, count)

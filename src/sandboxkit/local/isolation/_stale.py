@@ -1,0 +1,48 @@
+"""What a dead engine leaves on the host, and its removal.
+
+An engine that was killed leaves little: its processes die with it, its mounts with its namespace. A state directory
+and empty cgroups remain. A state directory belongs to a live engine as long as somebody holds its lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+from sandboxkit.local.isolation import _cgroup1
+
+LOCK = "lock"
+
+
+def reap_stale(state_root: str | os.PathLike[str]) -> list[str]:
+    """Remove what dead engines left in `state_root`; returns their directories' names. Live ones are untouched, and
+    so is what is no engine's."""
+    reaped: list[str] = []
+    try:
+        names = sorted(os.listdir(state_root))
+    except FileNotFoundError:
+        return reaped
+    for name in names:
+        state = Path(state_root, name)
+        try:
+            lock = os.open(state / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            continue  # no engine's, or another user's
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        else:
+            clean_engine(state)
+            reaped.append(name)
+        finally:
+            os.close(lock)
+    return reaped
+
+
+def clean_engine(state: Path) -> None:
+    """Remove one engine's cgroups and state directory. What has gone already is passed over."""
+    _cgroup1.remove_parents(state.name)
+    shutil.rmtree(state, ignore_errors=True)

@@ -1,0 +1,95 @@
+"""Hold the memory limit of boxes where no cgroup does: look every 50 ms, kill the largest process of what is over.
+
+As a cgroup would, it kills one process and leaves the box alone; what is half again over its limit, or whose largest
+process is the agent, goes as a whole. Memory means resident pages that are a process's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from sandboxkit.local.isolation._base import BoxEnd
+from sandboxkit.local.isolation._box import BubblewrapBox
+from sandboxkit.local.isolation._processes import all_pids, namespace_of, resident
+
+EVERY = 0.05
+FORGET_AFTER = 40
+"""Rounds after which it is looked up again which process is in which box: a pid may have been reused."""
+ALL_AT = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What to do about a box that is over its limit: kill one process, or everything (pid 0)."""
+
+    pid: int
+
+
+def judge(memory: dict[int, int], *, limit: int, ours: frozenset[int]) -> Verdict | None:
+    """Decide, purely: `memory` is bytes by pid, `ours` are init and the agent. None while the limit holds."""
+    total = sum(memory.values())
+    if total <= limit:
+        return None
+    largest = max(memory, key=lambda pid: (memory[pid], pid))
+    if total > limit * ALL_AT or largest in ours:
+        return Verdict(0)
+    return Verdict(largest)
+
+
+class Watchdog:
+    """Runs as one task while there are boxes that need it."""
+
+    def __init__(self, boxes: Callable[[], Iterable[BubblewrapBox]]) -> None:
+        self._boxes = boxes
+        self._task: asyncio.Task[None] | None = None
+        self._places: dict[int, str | None] = {}
+        self._rounds = 0
+
+    def wake(self) -> None:
+        """Make sure that it runs."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="memory watchdog")
+
+    async def _run(self) -> None:
+        while True:
+            boxes = [box for box in self._boxes() if box.watched and box.init_pid]
+            if not boxes:
+                self._places.clear()
+                return
+            self._look(boxes)
+            await asyncio.sleep(EVERY)
+
+    def _look(self, boxes: list[BubblewrapBox]) -> None:
+        self._rounds += 1
+        if self._rounds % FORGET_AFTER == 0:
+            self._places.clear()
+        alive = all_pids()
+        known = self._places
+        self._places = {pid: known[pid] if pid in known else namespace_of(pid) for pid in alive}
+        by_place: dict[str | None, list[int]] = {}
+        for pid, place in self._places.items():
+            by_place.setdefault(place, []).append(pid)
+        for box in boxes:
+            pids = by_place.get(namespace_of(box.init_pid) or "", [])
+            verdict = judge(
+                {pid: resident(pid) for pid in pids}, limit=box.memory_limit, ours=frozenset({box.init_pid})
+            )
+            if verdict is None:
+                continue
+            if verdict.pid == 0:
+                box.begin_end(BoxEnd("memory", f"over its limit of {box.memory_limit} bytes"))
+            elif namespace_of(verdict.pid) == namespace_of(box.init_pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(verdict.pid, signal.SIGKILL)
+
+    async def aclose(self) -> None:
+        """Stop."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
