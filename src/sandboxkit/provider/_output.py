@@ -7,8 +7,11 @@ of what came out (half of the limit each) go into OutputTooLarge.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from typing import Literal
 
+from sandboxkit._types import Result
 from sandboxkit.errors import ConfigurationError, OutputTooLarge
 
 Stream = Literal["stdout", "stderr", "result"]
@@ -25,13 +28,13 @@ class OutputKeeper:
         """Bytes that came, the piece that did not fit among them."""
         self._pieces: list[tuple[Stream, str]] = []
 
-    def add(self, stream: Stream, text: str) -> None:
-        """Take one piece of output, or the text forms of one result.
+    def add(self, stream: Stream, text: str, *, size: int | None = None) -> None:
+        """Take one piece of output, or the text of a result whose forms have `size` bytes together.
 
         Raises:
             OutputTooLarge: it no longer fits; the run must be stopped. `head` and `tail` hold what was kept.
         """
-        self.seen += len(_encode(text))
+        self.seen += len(_encode(text)) if size is None else size
         self._pieces.append((stream, text))
         if self.seen > self.limit:
             raise self.too_large()
@@ -58,6 +61,18 @@ class OutputKeeper:
             tail=_decode(everything[max(half, len(everything) - half) :]),
             max_output=self.limit,
         )
+
+
+def result_size(result: Result) -> int:
+    """Bytes of all forms of a result together."""
+    size = 0
+    for field in dataclasses.fields(result):
+        value = getattr(result, field.name)
+        if isinstance(value, str):
+            size += len(_encode(value))
+        elif value is not None and not isinstance(value, bool):
+            size += len(json.dumps(value, default=str))
+    return size
 
 
 def _encode(text: str) -> bytes:

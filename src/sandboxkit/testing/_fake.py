@@ -182,7 +182,7 @@ class FakeProvider:
         return fault
 
     def _made(self, request: CreateRequest) -> FakeSandbox:
-        internet_access(request.network, door="e2b")
+        internet_access(request.network)
         if request.template in self.unbuilt:
             raise TemplateNotBuilt(f"Template {request.template!r} is not built.", template=request.template)
         if request.template not in self.templates:

@@ -26,7 +26,7 @@ import anyio.lowlevel
 from sandboxkit._types import DEFAULT_ROOT, Execution, ExecutionError, OutputMessage, Result
 from sandboxkit.errors import KernelDied, NotFound
 from sandboxkit.provider._base import OnOutput, OnResult
-from sandboxkit.provider._output import OutputKeeper, Stream
+from sandboxkit.provider._output import OutputKeeper, Stream, result_size
 from sandboxkit.testing._files import Tree
 
 IMPORTABLE = frozenset(
@@ -258,13 +258,13 @@ class _Cell:
             json=value if isinstance(value, dict | list) else None,
             is_main_result=is_main_result,
         )
-        self._keep("result", (result.text or "") + (result.html or ""))
+        self._keep("result", result.text or "", result_size(result))
         self.results.append(result)
         self._tell(self._on_result, result)
 
-    def _keep(self, stream: Stream, text: str) -> None:
+    def _keep(self, stream: Stream, text: str, size: int | None = None) -> None:
         try:
-            self._keeper.add(stream, text)
+            self._keeper.add(stream, text, size=size)
         except Exception as error:
             raise _Abort(error) from error
 
