@@ -59,8 +59,8 @@ class TimeoutPolicy:
     Attributes:
         lifetime: how long a sandbox lives after it was created or last renewed (E2B's default is 300).
         renew: `"on_use"` makes each use extend the life to `lifetime` again, never shorten it; `"heartbeat"` does so
-            while work runs; `"never"` leaves it alone.
-        floor: the life that is guaranteed to be left before any work starts.
+            while work runs; `"never"` leaves it alone, so that it ends `lifetime` seconds after its creation.
+        floor: the life that is guaranteed to be left before any work starts (except with `renew="never"`).
         max_lifetime: retire a sandbox before it grows older than this (E2B: 3,600 on Hobby, 86,400 on Pro).
         at_end: what the provider does at the end of the lifetime.
         create, install, ready, command, code: limits of creating a sandbox, installing dependencies, a web app's

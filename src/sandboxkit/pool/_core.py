@@ -8,7 +8,7 @@ import anyio
 
 from sandboxkit.errors import PoolClosed, SandboxExpired, SandboxkitError, SandboxNotFound
 from sandboxkit.pool._emit import Teller
-from sandboxkit.pool._policy import KillReason, Spec
+from sandboxkit.pool._moves import KillReason, Spec
 from sandboxkit.provider._base import ProviderSandbox
 
 _SAYS: dict[KillReason, str] = {

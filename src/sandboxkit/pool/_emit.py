@@ -1,16 +1,17 @@
-"""Tells events: to the log, and to the pool's `on_event`."""
+"""Makes the pool's events, with the facts that are the same for all of one pool, session or sandbox."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
+from sandboxkit.errors import SandboxkitError
 from sandboxkit.events import Event, EventHandler
 from sandboxkit.instrumentation import deliver
 
 
 class Teller:
-    """Makes events with the facts that it was given for all of them (`about`), and delivers them."""
+    """Makes events with the facts in `about`, and hands them to the log and to the handlers."""
 
     def __init__(self, *handlers: EventHandler | None, **about: Any) -> None:
         self._handlers = tuple(handler for handler in handlers if handler is not None)
@@ -21,7 +22,12 @@ class Teller:
         return Teller(*self._handlers, *handlers, **{**self._about, **more})
 
     def __call__(self, name: str, /, **data: Any) -> Event:
-        """Make one event and deliver it. What a handler raises is logged, and goes no further."""
+        """Make one event, deliver it, and return it."""
         event = Event(name=name, at=time.time(), data=data, **self._about)
         deliver(event, self._handlers)
         return event
+
+
+def name_of(error: BaseException) -> str:
+    """What an event says of an error: its stable code, or its class for one that is not ours."""
+    return error.code if isinstance(error, SandboxkitError) else type(error).__name__

@@ -50,7 +50,7 @@ class Lease:
         """The sandbox, alive for `work` seconds at least. If it turns out to be gone, the pool learns it."""
         self.check()
         try:
-            await self.shell.prolong(self.core, work)
+            await self.shell.life.prolong(self.core, work)
             self.check()
             yield self.core.sandbox
         except SandboxLost as error:

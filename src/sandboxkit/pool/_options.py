@@ -10,7 +10,7 @@ from typing import Any, get_args
 from sandboxkit._types import NetworkMode, NetworkPolicy, OnLoss, TimeoutPolicy
 from sandboxkit.errors import ConfigurationError, UnsupportedOption
 from sandboxkit.events import EventHandler
-from sandboxkit.pool._policy import Pairs, Spec
+from sandboxkit.pool._moves import Pairs, Spec
 from sandboxkit.provider._base import CreateRequest
 
 RESERVED = "sandboxkit."

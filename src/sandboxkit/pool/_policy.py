@@ -55,166 +55,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
-from sandboxkit._types import TimeoutPolicy
-
-Pairs = tuple[tuple[str, str], ...]
-SlotState = Literal["creating", "live", "killing"]
-KillReason = Literal["released", "evicted", "replaced", "abandoned", "expired", "lost", "asked", "drained", "closed"]
-Refusal = Literal["closed", "full", "timeout", "conflict", "create_failed"]
-Source = Literal["created", "reused"]
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """What a caller asks a sandbox to be. `None` for envs or metadata means: whatever the session has."""
-
-    template: str
-    envs: Pairs | None = None
-    metadata: Pairs | None = None
-
-    def is_met_by(self, made: Spec) -> bool:
-        """Say whether a sandbox that was made to `made` is what is asked for here."""
-        return (
-            self.template == made.template
-            and (self.envs is None or self.envs == (made.envs or ()))
-            and (self.metadata is None or self.metadata == (made.metadata or ()))
-        )
-
-
-# -- events -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Acquire:
-    ticket: int
-    key: str | None
-    spec: Spec
-    deadline: float
-    replace: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Accept:
-    ticket: int
-
-
-@dataclass(frozen=True, slots=True)
-class Leave:
-    ticket: int
-
-
-@dataclass(frozen=True, slots=True)
-class Created:
-    slot: int
-    end_at: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CreateFailed:
-    slot: int
-
-
-@dataclass(frozen=True, slots=True)
-class Renewed:
-    slot: int
-    end_at: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    slot: int
-    reason: Literal["lost", "asked"] = "lost"
-
-
-@dataclass(frozen=True, slots=True)
-class Killed:
-    slot: int
-
-
-@dataclass(frozen=True, slots=True)
-class KillFailed:
-    slot: int
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Resize:
-    max_live: int
-
-
-@dataclass(frozen=True, slots=True)
-class Drain:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    pass
-
-
-PoolEvent = (
-    Acquire
-    | Accept
-    | Leave
-    | Created
-    | CreateFailed
-    | Renewed
-    | Lost
-    | Killed
-    | KillFailed
-    | Tick
-    | Resize
-    | Drain
-    | Close
+from sandboxkit.pool._moves import (
+    Abort,
+    Accept,
+    Acquire,
+    Close,
+    Command,
+    Create,
+    Created,
+    CreateFailed,
+    Drain,
+    Grant,
+    Kill,
+    Killed,
+    KillFailed,
+    KillReason,
+    Leave,
+    Lost,
+    PoolEvent,
+    Refusal,
+    Refuse,
+    Renewed,
+    Resize,
+    SlotState,
+    Source,
+    Spec,
+    Tick,
 )
-
-
-# -- commands -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Create:
-    slot: int
-    key: str | None
-    spec: Spec
-
-
-@dataclass(frozen=True, slots=True)
-class Abort:
-    slot: int
-
-
-@dataclass(frozen=True, slots=True)
-class Kill:
-    slot: int
-    reason: KillReason
-    attempt: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    ticket: int
-    slot: int
-    source: Source
-
-
-@dataclass(frozen=True, slots=True)
-class Refuse:
-    """`slot` is the slot whose creation failed, or the one that the ticket is in conflict with."""
-
-    ticket: int
-    why: Refusal
-    slot: int | None = None
-
-
-Command = Create | Abort | Kill | Grant | Refuse
-
 
 # -- state --------------------------------------------------------------------------------------------------------
 
@@ -550,27 +418,3 @@ class PoolPolicy:
         del self.slots[slot.id]
         if slot.key is not None and self.bound.get(slot.key) == slot.id:
             del self.bound[slot.key]
-
-
-# -- the life of a sandbox ----------------------------------------------------------------------------------------
-
-RENEW_SLACK = 30.0
-
-
-def renewal(policy: TimeoutPolicy, *, remaining: float | None, work: float) -> float | None:
-    """Say for how many seconds from now a sandbox should be made to live before a use, None to leave it alone.
-
-    `remaining` is how long it lives as far as is known, None if nothing is; `work` is the time limit of what is about
-    to run. A renewal is only ever longer than what remains. It is left out while nearly the whole lifetime is left
-    (30 seconds or a tenth of it have not passed yet), unless less than `policy.floor` or than the work may take
-    remains.
-    """
-    if policy.renew == "never":
-        return None
-    wanted = max(policy.lifetime, policy.floor, work)
-    if remaining is None:
-        return wanted
-    slack = min(RENEW_SLACK, policy.lifetime / 10)
-    if remaining >= wanted - slack and remaining >= max(policy.floor, work):
-        return None
-    return wanted if wanted > remaining else None

@@ -20,8 +20,8 @@ from sandboxkit._types import (
 )
 from sandboxkit.errors import PoolError, UnsupportedOption
 from sandboxkit.events import EventHandler
+from sandboxkit.pool._moves import Drain, Resize
 from sandboxkit.pool._options import count, pool_options, refuse_warm, seconds, session_key, session_spec
-from sandboxkit.pool._policy import Drain, Resize
 from sandboxkit.pool._session import AsyncSession, SessionOpening
 from sandboxkit.pool._shell import CLOSE_LIMIT, Shell
 from sandboxkit.pool._stats import PoolStats, snapshot

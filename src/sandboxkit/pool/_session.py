@@ -11,14 +11,15 @@ from typing import Any, Literal, Self, overload
 import anyio
 
 from sandboxkit._types import CommandResult, Execution, FileNode
-from sandboxkit.errors import ConfigurationError, ProviderUnavailable, SessionConflict, UnsupportedOption
+from sandboxkit.errors import ConfigurationError, PathError, ProviderUnavailable, SessionConflict, UnsupportedOption
 from sandboxkit.events import Event, EventHandler
 from sandboxkit.fragment import Fragment, FragmentResult
 from sandboxkit.pool._command import AsyncCommandHandle
+from sandboxkit.pool._emit import name_of
 from sandboxkit.pool._lease import Lease, LeasedSandbox
+from sandboxkit.pool._moves import Spec
 from sandboxkit.pool._options import count, seconds
-from sandboxkit.pool._policy import Spec
-from sandboxkit.pool._shell import Shell, name_of
+from sandboxkit.pool._shell import Shell
 from sandboxkit.provider._base import OnOutput, OnResult
 from sandboxkit.runner import carry_out
 from sandboxkit.runner import stream as stream_fragment
@@ -44,11 +45,7 @@ class AsyncSession:
     def __init__(self, lease: Lease) -> None:
         self._lease = lease
         self._sandbox = LeasedSandbox(lease)
-        tell = lease.core.tell
-        self._files = AsyncSafeFS(
-            self._sandbox,
-            on_refused=lambda error: tell("path.refused", path=ascii(getattr(error, "path", None)), code=error.code),
-        )
+        self._files = AsyncSafeFS(self._sandbox, on_refused=self._tell_refused)
 
     # -- what is known without a request ---------------------------------------------------------------------------
 
@@ -369,6 +366,9 @@ class AsyncSession:
         core = self._lease.core
         state = core.gone or ("closed" if self._lease.is_released else "open")
         return f"<{type(self).__name__} key={core.key!r} sandbox={self.sandbox_id} template={self.template} {state}>"
+
+    def _tell_refused(self, error: PathError) -> None:
+        self._lease.core.tell("path.refused", path=ascii(getattr(error, "path", None)), code=error.code)
 
     def _template_of(self, fragment: Fragment) -> Template:
         if not isinstance(fragment, Fragment):

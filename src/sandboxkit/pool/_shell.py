@@ -8,10 +8,8 @@ and either accepts it without another wait in between or gives it back.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import os
-from datetime import UTC, datetime
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
@@ -26,13 +24,12 @@ from sandboxkit.errors import (
     SandboxExpired,
     SandboxkitError,
     SandboxLost,
-    SandboxNotFound,
     SessionConflict,
 )
 from sandboxkit.pool._core import Core
-from sandboxkit.pool._emit import Teller
-from sandboxkit.pool._options import PoolOptions, create_request
-from sandboxkit.pool._policy import (
+from sandboxkit.pool._emit import Teller, name_of
+from sandboxkit.pool._life import Life, on_loop_clock
+from sandboxkit.pool._moves import (
     Abort,
     Accept,
     Acquire,
@@ -48,14 +45,14 @@ from sandboxkit.pool._policy import (
     Leave,
     Lost,
     PoolEvent,
-    PoolPolicy,
     Refuse,
-    Renewed,
     Source,
     Spec,
     Tick,
-    renewal,
 )
+from sandboxkit.pool._options import PoolOptions, create_request
+from sandboxkit.pool._policy import PoolPolicy
+from sandboxkit.pool._refusals import refusal
 from sandboxkit.pool._stats import Counters
 from sandboxkit.pool.stores import MemoryStore, Store
 from sandboxkit.provider._base import Provider, ProviderSandbox
@@ -86,6 +83,7 @@ class Shell:
         self.provider = provider
         self.policy = PoolPolicy(max_live=options.max_live, max_waiting=options.max_waiting)
         self.counters = Counters()
+        self.life = Life(options.timeouts, self.counters, self.step)
         self.tell = Teller(options.on_event, pool=options.name)
         self.left_over: tuple[str, ...] = ()
         self._owns_provider = owns_provider
@@ -216,39 +214,8 @@ class Shell:
     def _refuse(self, command: Refuse) -> None:
         waiter = self._waiters.get(command.ticket)
         if waiter is not None:
-            waiter.error = self._refusal(command)
+            waiter.error = refusal(command.why, self.options, self.policy, self._failures.get(command.slot or 0))
             waiter.answered.set()
-
-    def _refusal(self, command: Refuse) -> Exception:
-        o, policy = self.options, self.policy
-        match command.why:
-            case "closed":
-                return PoolClosed(f"Pool {o.name!r} is closed.")
-            case "full":
-                waiting = len(policy.queued)
-                return PoolFull(
-                    f"All max_live={policy.max_live} sandboxes of pool {o.name!r} are in use, and {waiting} callers "
-                    f"wait already (max_waiting={o.max_waiting}).",
-                    waiting=waiting,
-                )
-            case "timeout":
-                return PoolTimeout(
-                    f"Pool {o.name!r} had no sandbox within acquire_timeout; {len(policy.slots)} of "
-                    f"max_live={policy.max_live} are taken and {len(policy.queued)} callers wait. Release sessions "
-                    "that are done, or raise max_live or acquire_timeout."
-                )
-            case "conflict":
-                return SessionConflict(
-                    "The session lives in a sandbox of another template, environment or metadata, or is being "
-                    "replaced by one. session(..., replace=True) replaces it, and loses what is in it."
-                )
-            case "create_failed":
-                error = self._failures[command.slot or 0]
-                # Each caller gets one of its own, so that tracebacks do not grow into each other.
-                again = copy.copy(error) if isinstance(error, SandboxkitError) else error
-                if again is not error:
-                    again.__cause__ = error
-                return again
 
     # -- creating and killing
 
@@ -411,33 +378,12 @@ class Shell:
             return None
         if core.is_unchecked:
             with anyio.CancelScope(deadline=acquire.deadline):
-                await self._make_sure(core)
+                await self.life.make_sure(core)
             if waiter.error is None and core.is_unchecked and core.gone is None:
-                raise self._refusal(Refuse(acquire.ticket, "timeout"))
+                raise refusal("timeout", self.options, self.policy)
         if waiter.error is not None:
             raise waiter.error
         return None if core.gone is not None else core
-
-    async def _make_sure(self, core: Core) -> None:
-        """See that an idle session's sandbox is still there, and give it its life: the first use must not fail."""
-        async with core.lock:
-            if not core.is_unchecked or core.gone is not None:
-                return
-            try:
-                if self.options.timeouts.renew == "never":
-                    if not await self._is_running(core):
-                        raise SandboxNotFound("It does not run any more.", sandbox_id=core.sandbox.sandbox_id)
-                else:
-                    await self._extend(core, max(self.options.timeouts.lifetime, self.options.timeouts.floor))
-            except (SandboxNotFound, SandboxExpired):
-                self.step(Lost(core.slot))
-                return
-            core.is_unchecked = False
-
-    async def _is_running(self, core: Core) -> bool:
-        """Ask without prolonging its life."""
-        with anyio.fail_after(self.options.timeouts.command):
-            return await core.sandbox.is_running()
 
     def _count_opening(self, core: Core, source: Source, duration: float) -> None:
         self.counters.opened += 1
@@ -481,45 +427,3 @@ class Shell:
             )
         self.step(Lost(core.slot))
         return why or error
-
-    async def prolong(self, core: Core, work: float) -> None:
-        """See that a sandbox lives long enough for work that takes up to `work` seconds."""
-        if self._wanted_life(core, work) is None:
-            return
-        async with core.lock:
-            wanted = self._wanted_life(core, work)
-            if wanted is not None and core.gone is None:
-                await self._extend(core, wanted)
-
-    def _wanted_life(self, core: Core, work: float) -> float | None:
-        remaining = None if core.end_at is None else core.end_at - anyio.current_time()
-        return renewal(self.options.timeouts, remaining=remaining, work=work)
-
-    async def _extend(self, core: Core, lifetime: float) -> None:
-        try:
-            with anyio.fail_after(self.options.timeouts.command):
-                end_at = await core.sandbox.extend(lifetime)
-        except TimeoutError as error:
-            if isinstance(error, SandboxkitError):
-                raise
-            raise ProviderUnavailable(
-                f"Sandbox {core.sandbox.sandbox_id} could not be renewed within TimeoutPolicy.command="
-                f"{self.options.timeouts.command:g} s.",
-                sandbox_id=core.sandbox.sandbox_id,
-            ) from error
-        core.end_at = on_loop_clock(end_at)
-        self.counters.renewed += 1
-        self.step(Renewed(core.slot, core.end_at))
-        core.tell("sandbox.renewed", end_at=end_at.timestamp())
-
-
-def on_loop_clock(moment: datetime | None) -> float | None:
-    """A moment of the calendar on the event loop's clock."""
-    if moment is None:
-        return None
-    return anyio.current_time() + (moment - datetime.now(UTC)).total_seconds()
-
-
-def name_of(error: BaseException) -> str:
-    """What an event says of an error: its stable code, or its class for one that is not ours."""
-    return error.code if isinstance(error, SandboxkitError) else type(error).__name__
