@@ -18,6 +18,9 @@ from traitlets.config import Config
 from .kernel_formats import install
 
 
+HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
 class Sink(Protocol):
     """Where a shell's results and errors go."""
 
@@ -79,6 +82,16 @@ class Shell(InteractiveShell):
     def ask_exit(self) -> None:
         """`exit` and `quit`: the interpreter ends after the cell, and a fresh one takes its place."""
         self.sink.exit_after_cell()
+
+    def _get_exc_info(self, exc_tuple: Any = None) -> Any:
+        kind, value, trace = super()._get_exc_info(exc_tuple)  # type: ignore[no-untyped-call]
+        # From our code on, a traceback tells of the kernel and not of the cell: cut it there.
+        last = trace
+        while last is not None and last.tb_next is not None:
+            if last.tb_next.tb_frame.f_code.co_filename.startswith(HERE):
+                last.tb_next = None
+            last = last.tb_next
+        return kind, value, trace
 
     def _showtraceback(self, etype: type[BaseException], evalue: BaseException, stb: list[str]) -> None:
         self.sink.error(etype.__name__, str(evalue), "\n".join(stb))

@@ -1,0 +1,233 @@
+"""Contexts: each is a kernel behind a queue, which is restarted when it dies or does not let go."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sandboxkit.local.interpreter._events import END, KEEPALIVE, UNEXPECTED_END, CellLines, Gone, error, line
+from sandboxkit.local.interpreter._frames import Ended
+from sandboxkit.local.interpreter._kernel import Kernel, KernelFailed
+from sandboxkit.local.isolation._base import Agent, AgentError, AgentLost
+
+log = logging.getLogger("sandboxkit.local.interpreter")
+
+KEEPALIVE_AFTER = 5.0
+LINGER = 0.01
+"""How long output waits for more of it before it becomes an event."""
+
+RESTARTING = "ContextRestarting"
+"""The name of the error that tells a client that the kernel ended under its code; E2B's own."""
+
+FRESH = "The interpreter had ended since the last code ran; this is a fresh one, without its variables.\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try to get a kernel back from a client that has gone."""
+
+    group: bool
+    patience: float
+
+
+ATTEMPTS = (Attempt(False, 1.0), Attempt(True, 2.0), Attempt(True, 2.0))
+"""SIGINT to the kernel alone at first, so that servers which earlier cells started go on; then to its children too.
+A kernel that does not come back within the sum of these, in seconds, is restarted."""
+
+Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
+
+
+class Context:
+    """One context. Its cells run one after another, in the order in which they came."""
+
+    def __init__(self, agent: Agent, *, envs: Mapping[str, str], cwd: str, language: str, spawn: Spawn) -> None:
+        self.id = str(uuid.uuid4())
+        self.language = language
+        self.cwd = cwd
+        self._agent = agent
+        self._envs = envs
+        self._spawn = spawn
+        self._lock = asyncio.Lock()
+        self._kernel: asyncio.Task[Kernel] | None = None
+        self._removed = False
+
+    def describe(self) -> dict[str, str]:
+        """What the API says of it."""
+        return {"id": self.id, "language": self.language, "cwd": self.cwd}
+
+    def start(self) -> asyncio.Task[Kernel]:
+        """Start its kernel, or return the one that runs or starts already."""
+        if self._kernel is None or _is_over(self._kernel):
+            if (old := _kernel_of(self._kernel)) is not None:
+                self._spawn(self._end(old))
+            starting = asyncio.create_task(Kernel.start(self._agent, envs=self._envs, cwd=self.cwd))
+            # Nobody may ever ask for what went wrong; asking here keeps asyncio from complaining.
+            starting.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self._kernel = starting
+        return self._kernel
+
+    # -- running --------------------------------------------------------------------------------------------------
+
+    async def run(self, code: str, envs: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
+        """Run one cell: its events, as lines, with a keepalive where nothing else comes.
+
+        Closing the iterator early interrupts the cell; the next one waits until that is done.
+
+        Raises:
+            AgentLost: the sandbox is gone.
+        """
+        turn = asyncio.create_task(self._lock.acquire())
+        try:
+            while not (await asyncio.wait({turn}, timeout=KEEPALIVE_AFTER))[0]:
+                yield KEEPALIVE
+        except BaseException:
+            if not turn.cancel() and turn.done() and not turn.cancelled():
+                self._lock.release()
+            raise
+        release = True
+        try:
+            if self._removed:
+                yield error(RESTARTING, "The context was removed before this code had its turn.")
+                yield UNEXPECTED_END
+                return
+            died = _kernel_of(self._kernel)
+            starting = self.start()
+            while not (await asyncio.wait({starting}, timeout=KEEPALIVE_AFTER))[0]:
+                yield KEEPALIVE
+            try:
+                kernel = starting.result()
+            except (KernelFailed, AgentError, asyncio.CancelledError) as failure:
+                yield error("InterpreterUnavailable", str(failure) or "The interpreter was stopped.")
+                yield UNEXPECTED_END
+                return
+            if died is not None and died is not kernel:
+                yield line("stderr", text=FRESH, timestamp=_now())
+            cell = CellLines(kernel.execute(code, envs))
+            try:
+                while cell.ended is None and cell.gone is None:
+                    items = await kernel.take(linger=LINGER, timeout=KEEPALIVE_AFTER)
+                    if not items:
+                        yield KEEPALIVE
+                    for event in cell.feed(items, timestamp=_now()):
+                        yield event
+            finally:
+                if cell.ended is None and cell.gone is None:
+                    release = False
+                    self._spawn(self._take_back(kernel))
+                else:
+                    kernel.rest()
+            if cell.gone is not None:
+                how = await kernel.ending()
+                self._replace(kernel)
+                log.warning("kernel died: %s", how, extra={"context": self.id})
+                yield error(RESTARTING, f"The interpreter {how}; it was restarted, and its variables are gone.")
+                yield UNEXPECTED_END
+                return
+            if cell.ended is not None and cell.ended.exiting:
+                self._replace(kernel)
+            yield END
+        finally:
+            if release:
+                self._lock.release()
+
+    async def _take_back(self, kernel: Kernel) -> None:
+        """Interrupt a cell whose client has gone, and let the next one have the kernel, or a new one."""
+        try:
+            for attempt in ATTEMPTS:
+                await kernel.interrupt(self._agent, group=attempt.group)
+                if await _is_over_within(kernel, attempt.patience):
+                    break
+            else:
+                log.warning("kernel did not stop when interrupted; restarting it", extra={"context": self.id})
+                self._replace(kernel)
+            if kernel.gone is not None:
+                self._replace(kernel)
+            else:
+                kernel.rest()
+        except AgentLost:
+            kernel.close()
+        finally:
+            self._lock.release()
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def _replace(self, kernel: Kernel) -> None:
+        """Have another kernel in the place of this one, unless that was seen to already."""
+        if _kernel_of(self._kernel) is kernel:
+            self._kernel = None
+            if not self._removed:
+                self.start()
+        self._spawn(self._end(kernel))
+
+    async def _end(self, kernel: Kernel) -> None:
+        with contextlib.suppress(AgentLost, AgentError):
+            await kernel.stop(self._agent)
+
+    async def restart(self) -> None:
+        """Start over with a fresh kernel; code that runs ends with an error.
+
+        Raises:
+            KernelFailed, AgentError: the new one did not start.
+            AgentLost: the sandbox is gone.
+        """
+        old, self._kernel = self._kernel, None
+        starting = self.start()
+        await self._dismiss(old)
+        await asyncio.wait({starting})
+        starting.result()
+
+    async def remove(self) -> None:
+        """End the kernel for good; code that runs ends with an error."""
+        self._removed = True
+        old, self._kernel = self._kernel, None
+        await self._dismiss(old)
+
+    async def _dismiss(self, old: asyncio.Task[Kernel] | None) -> None:
+        if old is not None and not old.done():
+            old.cancel()
+            await asyncio.wait({old})
+        if (kernel := _kernel_of(old)) is not None:
+            await self._end(kernel)
+
+    async def aclose(self) -> None:
+        """Let go of the kernel; its process ends with the box."""
+        self._removed = True
+        old, self._kernel = self._kernel, None
+        if old is not None and not old.done():
+            old.cancel()
+            await asyncio.wait({old})
+        if (kernel := _kernel_of(old)) is not None:
+            kernel.close()
+
+
+async def _is_over_within(kernel: Kernel, patience: float) -> bool:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(patience):
+            while True:
+                for item in await kernel.take():
+                    if isinstance(item, Gone) or (isinstance(item, Ended) and item.cell == kernel.cell):
+                        return True
+    return False
+
+
+def _kernel_of(starting: asyncio.Task[Kernel] | None) -> Kernel | None:
+    if starting is None or not starting.done() or starting.cancelled() or starting.exception() is not None:
+        return None
+    return starting.result()
+
+
+def _is_over(starting: asyncio.Task[Kernel]) -> bool:
+    if not starting.done():
+        return False
+    kernel = _kernel_of(starting)
+    return kernel is None or kernel.gone is not None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
