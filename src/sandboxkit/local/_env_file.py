@@ -17,6 +17,9 @@ from pathlib import Path
 from sandboxkit._types import Endpoint
 from sandboxkit.errors import ConfigurationError
 
+CLOSE_TIMEOUT = 2.0
+"""Seconds that the writer gets to remove the file."""
+
 
 class EnvFile:
     """A file that exists while the engine answers. Made before any thread is started and any privilege given up."""
@@ -55,9 +58,16 @@ class EnvFile:
             )
 
     def close(self) -> None:
-        """Remove it. Idempotent."""
-        if self._line.fileno() >= 0:
-            self._line.close()
+        """Remove it, and return when it is gone. Idempotent."""
+        if self._line.fileno() < 0:
+            return
+        # Not a plain close: the supervisor of a root engine has a copy of this socket.
+        with contextlib.suppress(OSError):
+            self._line.shutdown(socket.SHUT_WR)
+            self._line.settimeout(CLOSE_TIMEOUT)
+            self._line.recv(1)  # the writer's end
+        self._line.close()
+        with contextlib.suppress(ChildProcessError):  # the supervisor's child, then
             os.waitpid(self._pid, 0)
 
 

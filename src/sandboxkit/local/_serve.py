@@ -55,7 +55,7 @@ def serve(config: EngineConfig, *, on_ready: OnReady | None = None, parent_pipe:
     # Imported here: where bubblewrap cannot be had, the command line must still be able to say so.
     from sandboxkit.local.envd import EnvdService
     from sandboxkit.local.interpreter import InterpreterService
-    from sandboxkit.local.isolation import BubblewrapIsolation, enter, reap_stale
+    from sandboxkit.local.isolation import BubblewrapIsolation, enter, release
 
     _log.configure(config.log_level)
     listener = bind(config.host, config.port)
@@ -70,14 +70,18 @@ def serve(config: EngineConfig, *, on_ready: OnReady | None = None, parent_pipe:
     try:
         if config.env_file is not None:
             env_file = EnvFile(config.env_file, not_for_writer=(listener.fileno(),))
-        root = state_root(config)
-        reap_stale(root)
-        namespace = enter(root, readable=[cache_home()])
+        home = cache_home()
+        home.mkdir(parents=True, exist_ok=True)
+        namespace = enter(state_root(config) / f"engine-{os.getpid()}", readable=[str(home)])
         isolation = BubblewrapIsolation(namespace)
         templates = BuiltTemplates()
         services = Services(envd=EnvdService, interpreter=InterpreterService)
         engine = Engine(config, listener, isolation=isolation, services=services, templates=templates)
-        asyncio.run(_run_until_told(engine, ready, parent_pipe))
+        try:
+            asyncio.run(_run_until_told(engine, ready, parent_pipe))
+        finally:
+            templates.close()
+            release(namespace)
     finally:
         if env_file is not None:
             env_file.close()
@@ -159,7 +163,7 @@ class Engine:
         try:
             async with asyncio.timeout(self._config.shutdown_timeout):
                 await sandboxes.aclose()
-                http.should_exit = True
+                http.end()
                 await serving
         except TimeoutError:
             in_time = False

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -164,9 +165,8 @@ class Running:
         assert not self.thread.is_alive()
 
 
-@pytest.fixture
-def start() -> Iterator[Callable[..., Running]]:
-    """Start an engine with empty boxes: `start(max_sandboxes=3)`."""
+@contextmanager
+def _starter() -> Iterator[Callable[..., Running]]:
     running: list[Running] = []
 
     def start(**values: Any) -> Running:
@@ -205,6 +205,20 @@ def start() -> Iterator[Callable[..., Running]]:
     for one in running:
         one.client.close()
         one.stop()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Running]]:
+    """Start an engine with empty boxes: `start(max_sandboxes=3)`."""
+    with _starter() as starter:
+        yield starter
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Running]:
+    """One engine for all tests of a module that only ask, or that clean up after themselves."""
+    with _starter() as starter:
+        yield starter()
 
 
 @pytest.fixture

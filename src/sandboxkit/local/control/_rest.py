@@ -30,6 +30,8 @@ BODY_LIMIT = 1024 * 1024
 CLIENT_ID = "local"
 MIB = 1024 * 1024
 
+PLAIN = frozenset({"bad_request", "sandbox_not_found"})
+
 Handler = Callable[[Request], Awaitable[Response]]
 JSON = dict[str, Any]
 
@@ -319,7 +321,8 @@ def _sandbox_id(request: Request) -> str:
 async def _body(request: Request) -> bytes:
     """Read the body, up to the limit, whatever length the client announced."""
     too_long = Refused(413, f"The request's body is longer than {BODY_LIMIT} bytes", error_code="body_too_long")
-    if request.headers.get("content-length", "0").isdecimal() and int(request.headers["content-length"]) > BODY_LIMIT:
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > BODY_LIMIT:
         raise too_long
     body = bytearray()
     async for piece in request.stream():
@@ -343,7 +346,10 @@ def _refuser(what: str) -> Handler:
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
     headers = None if error.retry is None else {"Should-Retry": "true" if error.retry else "false"}
-    return answers.error(error.status, error.message, error_code=error.error_code, headers=headers)
+    # The SDKs pass nothing of an answer on but its message, so that is where their callers find the code. Where the
+    # status says it all, or E2B's own words matter, there is none.
+    message = error.message if error.error_code in PLAIN else f"{error.message} [{error.error_code}]"
+    return answers.error(error.status, message, error_code=error.error_code, headers=headers)
 
 
 async def _unknown_route(request: Request, error: Exception) -> Response:

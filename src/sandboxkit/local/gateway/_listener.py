@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import socket
@@ -82,7 +83,19 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server without its signal handlers: the engine has its own, and an order in which to end."""
+    """uvicorn's server without its signal handlers and without its ticking: the engine says when to end."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._told = asyncio.Event()
+
+    def end(self) -> None:
+        """Stop listening, let open responses end within CLOSE_TIMEOUT, and let `serve` return. Idempotent."""
+        self.should_exit = True
+        self._told.set()
+
+    async def main_loop(self) -> None:
+        await self._told.wait()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -113,7 +126,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def server(app: ASGIApp) -> Server:
-    """Make the HTTP server; `await server.serve(sockets=[...])` runs it until `should_exit` is set."""
+    """Make the HTTP server; `await server.serve(sockets=[...])` runs it until its `end` is called."""
     config: dict[str, Any] = {
         "http": BoundedProtocol,
         "ws": "none",
@@ -122,6 +135,7 @@ def server(app: ASGIApp) -> Server:
         "log_config": None,
         "access_log": False,
         "server_header": False,
+        "date_header": False,
         "proxy_headers": False,
         "timeout_keep_alive": KEEP_ALIVE,
         "timeout_graceful_shutdown": CLOSE_TIMEOUT,

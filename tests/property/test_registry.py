@@ -1,0 +1,293 @@
+"""The engine's registry against a plain model of it, in virtual time."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from sandboxkit.local.control._refusals import Refused
+from sandboxkit.local.control._registry import (
+    KEYS_KEPT_FOR,
+    Make,
+    Now,
+    Query,
+    Registry,
+    Repeat,
+    Sandbox,
+    State,
+    Wanted,
+)
+
+CAP = 5
+KEYS = ["a", "b", "c"]
+TIMEOUTS = st.integers(min_value=1, max_value=50)
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def wanted(timeout: int = 30, key: str | None = None, body: str = "x", **metadata: str) -> Wanted:
+    return Wanted(
+        template_id="base", alias="base", timeout=timeout, fingerprint=body, idempotency_key=key, metadata=metadata
+    )
+
+
+class RegistryLives(RuleBasedStateMachine):
+    """Whatever happens in whatever order: nothing is lost, nothing is counted twice, and time is kept."""
+
+    making = Bundle("making")
+    ids = Bundle("ids")
+
+    def __init__(self) -> None:
+        super().__init__()
+        numbers = itertools.count()
+        self.registry = Registry(
+            max_sandboxes=CAP, new_id=lambda: f"i{next(numbers)}", new_token=lambda: f"token{next(numbers)}"
+        )
+        self.monotonic = 100.0
+        self.wall = START
+        self.deadlines: dict[str, float] = {}
+        self.ending: set[str] = set()
+        self.ever: set[str] = set()
+        self.made_count = self.failed_count = self.gone_count = 0
+        self.in_making: set[str] = set()
+        self.keys: dict[str, tuple[str, str]] = {}
+        self.key_ends: dict[str, float] = {}
+
+    def now(self) -> Now:
+        return Now(self.monotonic, self.wall)
+
+    def is_live(self, sandbox_id: str) -> bool:
+        return self.deadlines.get(sandbox_id, 0.0) > self.monotonic
+
+    @rule(
+        seconds=st.floats(min_value=0, max_value=20) | st.just(KEYS_KEPT_FOR),
+        jump=st.integers(min_value=-9999, max_value=9999),
+    )
+    def time_passes(self, seconds: float, jump: int) -> None:
+        """The monotonic clock goes on; the wall clock does as it likes."""
+        self.monotonic += seconds
+        self.wall += timedelta(seconds=seconds + jump)
+
+    @rule(target=making, timeout=TIMEOUTS, key=st.none() | st.sampled_from(KEYS), body=st.sampled_from(["x", "y"]))
+    def create(self, timeout: int, key: str | None, body: str) -> str:
+        if key is not None and self.key_ends.get(key, self.monotonic + 1) <= self.monotonic:
+            del self.keys[key], self.key_ends[key]
+        try:
+            decision = self.registry.create(wanted(timeout, key, body), self.now())
+        except Refused as refusal:
+            if refusal.status == 409:
+                assert key is not None
+                assert self.keys[key][1] != body
+            elif refusal.status != 429:
+                raise
+            else:
+                assert len(self.in_making) + len(self.deadlines) + len(self.ending) == CAP
+            return ""
+        sandbox = decision.sandbox
+        if isinstance(decision, Repeat):
+            assert key is not None
+            assert self.keys[key] == (sandbox.sandbox_id, body)
+            return ""
+        assert isinstance(decision, Make)
+        assert key is None or key not in self.keys
+        assert sandbox.sandbox_id not in self.ever
+        self.ever.add(sandbox.sandbox_id)
+        self.in_making.add(sandbox.sandbox_id)
+        if key is not None:
+            self.keys[key] = (sandbox.sandbox_id, body)
+        return sandbox.sandbox_id
+
+    @rule(target=ids, sandbox_id=consumes(making))
+    def made(self, sandbox_id: str) -> str:
+        if sandbox_id:
+            sandbox = self.registry.made(sandbox_id, self.now())
+            assert sandbox.state is State.LIVE
+            assert sandbox.started_at == self.wall
+            self.in_making.remove(sandbox_id)
+            self.deadlines[sandbox_id] = self.monotonic + sandbox.wanted.timeout
+            self.made_count += 1
+        return sandbox_id
+
+    @rule(sandbox_id=consumes(making))
+    def failed(self, sandbox_id: str) -> None:
+        if sandbox_id:
+            self.registry.failed(sandbox_id)
+            self.in_making.remove(sandbox_id)
+            self.failed_count += 1
+            for key in [k for k, (named, _) in self.keys.items() if named == sandbox_id]:
+                del self.keys[key]
+
+    @rule(sandbox_id=ids, seconds=st.integers(min_value=0, max_value=50))
+    def set_timeout(self, sandbox_id: str, seconds: int) -> None:
+        alive = self.is_live(sandbox_id)
+        try:
+            sandbox = self.registry.set_timeout(sandbox_id, seconds, self.now())
+        except Refused as refusal:
+            if refusal.status != 404:
+                raise
+            assert not alive
+        else:
+            assert alive
+            assert sandbox.end_at == self.wall + timedelta(seconds=seconds)
+            self.deadlines[sandbox_id] = self.monotonic + seconds
+
+    @rule(sandbox_id=ids, seconds=st.integers(min_value=0, max_value=50))
+    def extend(self, sandbox_id: str, seconds: int) -> None:
+        alive = self.is_live(sandbox_id)
+        try:
+            self.registry.extend(sandbox_id, seconds, self.now())
+        except Refused as refusal:
+            if refusal.status != 404:
+                raise
+            assert not alive
+        else:
+            assert alive
+            self.deadlines[sandbox_id] = max(self.deadlines[sandbox_id], self.monotonic + seconds)
+
+    @rule(sandbox_id=ids)
+    def end(self, sandbox_id: str) -> None:
+        assert self.registry.end(sandbox_id) == (sandbox_id in self.deadlines)
+        self._ends(sandbox_id)
+
+    @rule()
+    def timer_fires(self) -> None:
+        due = self.registry.due(self.now())
+        assert set(due) == {one for one, deadline in self.deadlines.items() if deadline <= self.monotonic}
+        for sandbox_id in due:
+            self._ends(sandbox_id)
+
+    @rule(data=st.data())
+    def gone(self, data: st.DataObject) -> None:
+        if self.ending:
+            sandbox_id = data.draw(st.sampled_from(sorted(self.ending)))
+            self.registry.gone(sandbox_id, self.now())
+            self.ending.remove(sandbox_id)
+            self.gone_count += 1
+            for key in [k for k, (named, _) in self.keys.items() if named == sandbox_id]:
+                self.key_ends[key] = self.monotonic + KEYS_KEPT_FOR
+
+    @rule(order=st.sampled_from(["asc", "desc"]), limit=st.integers(min_value=1, max_value=3))
+    def pages_cover_everything_once(self, order: str, limit: int) -> None:
+        found: list[str] = []
+        token = None
+        while True:
+            query = Query(order="asc" if order == "asc" else "desc", limit=limit, token=token)
+            page = self.registry.page(query, self.now())
+            assert len(page.sandboxes) <= limit
+            found += [s.sandbox_id for s in page.sandboxes]
+            token = page.next_token
+            if token is None:
+                break
+        assert sorted(found) == sorted(one for one in self.deadlines if self.is_live(one))
+
+    @invariant()
+    def everything_is_accounted_for(self) -> None:
+        counts = self.registry.counts()
+        assert counts == {
+            State.MAKING: len(self.in_making),
+            State.LIVE: len(self.deadlines),
+            State.ENDING: len(self.ending),
+        }
+        assert len(self.ever) == self.failed_count + self.gone_count + sum(counts.values())
+        assert sum(counts.values()) <= CAP
+        assert self.registry.next_deadline() == min(self.deadlines.values(), default=None)
+
+    def _ends(self, sandbox_id: str) -> None:
+        if self.deadlines.pop(sandbox_id, None) is not None:
+            self.ending.add(sandbox_id)
+
+
+TestRegistryLives = RegistryLives.TestCase
+TestRegistryLives.settings = settings(stateful_step_count=40, suppress_health_check=[HealthCheck.too_slow])
+
+
+@pytest.fixture
+def filled() -> tuple[Registry, Callable[[str], Sandbox], Now]:
+    """A registry with room, and a way to put a live sandbox into it."""
+    numbers = itertools.count()
+    registry = Registry(max_sandboxes=100, new_id=lambda: f"i{next(numbers)}", new_token=lambda: "t")
+    now = Now(0.0, START)
+
+    def add(group: str = "g") -> Sandbox:
+        made = registry.create(wanted(group=group), now)
+        return registry.made(made.sandbox.sandbox_id, now)
+
+    return registry, add, now
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_pages_are_stable_while_sandboxes_come_and_go(
+    filled: tuple[Registry, Callable[[str], Sandbox], Now], order: str
+) -> None:
+    """A sandbox that lives throughout is listed exactly once, whatever comes and goes between two pages."""
+    registry, add, now = filled
+    staying = [add("g").sandbox_id for _ in range(7)]
+    leaving = [add("g").sandbox_id for _ in range(3)]
+    seen: list[str] = []
+    token = None
+    while True:
+        query = Query(order="asc" if order == "asc" else "desc", limit=2, token=token)
+        page = registry.page(query, now)
+        seen += [s.sandbox_id for s in page.sandboxes]
+        token = page.next_token
+        if token is None:
+            break
+        add("g")
+        if leaving:
+            registry.end(leaving.pop())
+    assert [one for one in seen if one in staying] == (staying if order == "asc" else staying[::-1])
+
+
+@pytest.mark.parametrize(
+    "token", ["", "x", "ZGVzYzo=", "YXNjOjE=", "é", "ZGVzYzotMQ==", "ZGVzYzoxMDAwMDAwMDAwMDAwMDAwMDAwMDA="]
+)
+def test_a_token_that_was_not_given_is_refused(
+    filled: tuple[Registry, Callable[[str], Sandbox], Now], token: str
+) -> None:
+    """A token that is malformed or of the other order is refused by E2B's own words."""
+    registry, _, now = filled
+    with pytest.raises(Refused, match="Invalid next token") as refusal:
+        registry.page(Query(order="desc", token=token), now)
+    assert refusal.value.status == 400
+
+
+def test_a_key_outlives_its_sandbox_for_a_while(filled: tuple[Registry, Callable[[str], Sandbox], Now]) -> None:
+    """A repeated request after the sandbox's end names the same sandbox, and much later makes a new one."""
+    registry, _, now = filled
+    first = registry.create(wanted(key="k"), now).sandbox
+    registry.made(first.sandbox_id, now)
+    registry.end(first.sandbox_id)
+    registry.gone(first.sandbox_id, now)
+    repeated = registry.create(wanted(key="k"), now)
+    assert isinstance(repeated, Repeat)
+    assert repeated.sandbox.sandbox_id == first.sandbox_id
+    later = Now(now.monotonic + KEYS_KEPT_FOR, now.wall)
+    assert isinstance(registry.create(wanted(key="k"), later), Make)
+
+
+def test_what_is_made_while_the_engine_ends_is_to_be_killed(
+    filled: tuple[Registry, Callable[[str], Sandbox], Now],
+) -> None:
+    """A box that becomes ready after the end began is not handed to anybody."""
+    registry, add, now = filled
+    live = add("g")
+    making = registry.create(wanted(), now).sandbox
+    assert registry.close() == [live.sandbox_id]
+    assert registry.made(making.sandbox_id, now).state is State.ENDING
+    with pytest.raises(Refused) as refusal:
+        registry.create(wanted(), now)
+    assert refusal.value.status == 503
+
+
+def test_a_secret_is_not_shown(filled: tuple[Registry, Callable[[str], Sandbox], Now]) -> None:
+    """The text form of a sandbox, which may end in a log, holds neither its token nor its environment."""
+    registry, _, now = filled
+    secret = Wanted(template_id="base", timeout=1, fingerprint="x", envs={"PASSWORD": "hunter2"})
+    shown = repr(registry.create(secret, now))
+    assert "hunter2" not in shown
+    assert "access_token" not in shown
