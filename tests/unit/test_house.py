@@ -173,3 +173,15 @@ def test_ci_runs_the_command_of_the_readme(repository: Path) -> None:
     (command,) = re.findall(r"^python3 -m venv .venv && .*pytest$", readme, re.MULTILINE)
     last = (repository / ".ci" / "run").read_text().rstrip().splitlines()[-1]
     assert last.replace(" --quiet", "").replace('"$python"', "python3") == command
+
+
+def test_security_promises_name_tests_that_exist(repository: Path) -> None:
+    """Each test that SECURITY.md names as the trial of a promise is there, and each promise names one."""
+    text = (repository / "SECURITY.md").read_text()
+    rows = text.partition("| promise |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert len(rows) > 10
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/.]+)`", row.rstrip(" |").rpartition("|")[2])
+        assert named, row
+        for name in named:
+            assert (repository / name).exists(), name
