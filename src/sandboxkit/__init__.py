@@ -1,0 +1,86 @@
+"""Pools, fragments and confined files over E2B sandboxes, with an embedded engine that needs no account.
+
+The names are imported where they are first used: `import sandboxkit` itself loads no SDK and no engine.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sandboxkit import errors as errors
+    from sandboxkit._confine import confine as confine
+    from sandboxkit._sync import CommandHandle as CommandHandle
+    from sandboxkit._sync import SafeFS as SafeFS
+    from sandboxkit._sync import SandboxPool as SandboxPool
+    from sandboxkit._sync import Session as Session
+    from sandboxkit._types import CommandResult as CommandResult
+    from sandboxkit._types import Endpoint as Endpoint
+    from sandboxkit._types import Execution as Execution
+    from sandboxkit._types import ExecutionError as ExecutionError
+    from sandboxkit._types import FileInfo as FileInfo
+    from sandboxkit._types import FileNode as FileNode
+    from sandboxkit._types import NetworkPolicy as NetworkPolicy
+    from sandboxkit._types import OutputMessage as OutputMessage
+    from sandboxkit._types import Result as Result
+    from sandboxkit._types import SandboxInfo as SandboxInfo
+    from sandboxkit._types import TimeoutPolicy as TimeoutPolicy
+    from sandboxkit.errors import SandboxkitError as SandboxkitError
+    from sandboxkit.events import Event as Event
+    from sandboxkit.fragment import Fragment as Fragment
+    from sandboxkit.fragment import FragmentResult as FragmentResult
+    from sandboxkit.pool import AsyncCommandHandle as AsyncCommandHandle
+    from sandboxkit.pool import AsyncSandboxPool as AsyncSandboxPool
+    from sandboxkit.pool import AsyncSession as AsyncSession
+    from sandboxkit.pool import PoolStats as PoolStats
+    from sandboxkit.safefs import AsyncSafeFS as AsyncSafeFS
+    from sandboxkit.template import Template as Template
+
+_HOMES = {
+    "AsyncCommandHandle": "pool",
+    "AsyncSafeFS": "safefs",
+    "AsyncSandboxPool": "pool",
+    "AsyncSession": "pool",
+    "CommandHandle": "_sync",
+    "CommandResult": "_types",
+    "Endpoint": "_types",
+    "Event": "events",
+    "Execution": "_types",
+    "ExecutionError": "_types",
+    "FileInfo": "_types",
+    "FileNode": "_types",
+    "Fragment": "fragment",
+    "FragmentResult": "fragment",
+    "NetworkPolicy": "_types",
+    "OutputMessage": "_types",
+    "PoolStats": "pool",
+    "Result": "_types",
+    "SafeFS": "_sync",
+    "SandboxInfo": "_types",
+    "SandboxPool": "_sync",
+    "SandboxkitError": "errors",
+    "Session": "_sync",
+    "Template": "template",
+    "TimeoutPolicy": "_types",
+    "confine": "_confine",
+    "errors": "",
+}
+
+__all__ = sorted(_HOMES)  # checkers take the TYPE_CHECKING block above
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = import_module(f"{__name__}.{home or name}")
+    if home:
+        value = getattr(value, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

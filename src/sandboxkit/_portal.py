@@ -1,0 +1,564 @@
+"""The background event loop: where the sync face's calls, and calls from trio, are carried out on asyncio.
+
+One loop for the process, in a daemon thread of its own, started on first use. What it promises:
+
+- a call that is left by any exception (Ctrl-C, a cancelled trio task) is cancelled, and has ended before the caller
+  gets on, unless that takes longer than `CANCEL_GRACE`;
+- a call from the loop's own thread is refused, since it could never be answered;
+- after a fork, whatever was made before it raises ForkedProcess at once;
+- at exit, what is still open is closed, within `EXIT_LIMIT`; the interpreter never waits longer for it;
+- iterators and context managers cross: each lives in one task from its first step to its last;
+- callbacks run in the thread of the call that they were given to, while it waits (in a notebook, that is the cell).
+
+The exit handler is atexit's: it runs after the threads of the user have ended, so that they can use their pools to
+their last line. Our thread is a daemon because the interpreter would otherwise wait for it before that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import inspect
+import logging
+import os
+import queue
+import sys
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from contextlib import AbstractAsyncContextManager, aclosing
+from functools import partial
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from sandboxkit.errors import ConfigurationError, ForkedProcess, PoolClosed
+
+T = TypeVar("T")
+
+CANCEL_GRACE = 15.0
+"""Seconds that a cancelled call may take to put things right; it then goes on without its caller."""
+EXIT_LIMIT = 20.0
+"""Seconds that closing may take at exit."""
+
+# Windows cannot interrupt a wait without a limit by Ctrl-C.
+_WAKE_UP_AFTER = 0.25 if sys.platform == "win32" else None
+
+_logger = logging.getLogger("sandboxkit.portal")
+
+
+class _Done:
+    """The last message of a call: its value or its exception."""
+
+    def __init__(self, value: Any = None, error: BaseException | None = None) -> None:
+        self.value = value
+        self.error = error
+
+    def unwrap(self) -> Any:
+        if self.error is None:
+            return self.value
+        try:
+            raise self.error
+        finally:
+            self.error = None  # no cycle from the exception to this frame to the exception
+
+
+class _CallBack:
+    """A message in the middle of a call: the loop's task waits until the caller has run this."""
+
+    def __init__(self, func: Callable[[Any], object], argument: Any) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._reply: asyncio.Future[object] = self._loop.create_future()
+        self._func = func
+        self._argument = argument
+
+    async def answered(self) -> object:
+        return await self._reply
+
+    def carry_out(self) -> None:
+        try:
+            value = self._func(self._argument)
+            if inspect.iscoroutine(value):
+                value.close()
+                raise ConfigurationError("An asynchronous callback was given to a synchronous call; use a function.")
+        except Exception as error:
+            self._answer(error)
+        else:
+            self._answer(None)
+
+    async def carry_out_async(self) -> None:
+        try:
+            value = self._func(self._argument)
+            if inspect.isawaitable(value):
+                await value
+        except Exception as error:
+            self._answer(error)
+        else:
+            self._answer(None)
+
+    def refuse(self) -> None:
+        self._answer(ConfigurationError("The call that this callback belongs to was left."))
+
+    def _answer(self, error: Exception | None) -> None:
+        def settle() -> None:
+            if self._reply.done():
+                return
+            if error is None:
+                self._reply.set_result(None)
+            else:
+                self._reply.set_exception(error)
+
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and the task with it
+            self._loop.call_soon_threadsafe(settle)
+
+
+class _Told:
+    """A message in the middle of a call that nobody waits for."""
+
+    def __init__(self, func: Callable[[Any], object], argument: Any) -> None:
+        self._func = func
+        self._argument = argument
+
+    def carry_out(self) -> None:
+        try:
+            self._func(self._argument)
+        except Exception:
+            _logger.warning("a listener of events raised", exc_info=True)
+
+
+class _Item:
+    """A message of an iterator: one value; the task waits until the next is wanted."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self._loop = asyncio.get_running_loop()
+        self._wanted = asyncio.Event()
+
+    async def until_next_is_wanted(self) -> None:
+        await self._wanted.wait()
+
+    def want_next(self) -> None:
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._wanted.set)
+
+
+_Message = _Done | _CallBack | _Told | _Item
+_Post = Callable[[_Message], None]
+
+
+class _Running:
+    """A call that the loop carries out."""
+
+    def __init__(self, portal: Portal, work: Callable[[], Awaitable[Any]], post: _Post) -> None:
+        self._portal = portal
+        self._work = work
+        self._post = post
+        self._scope: anyio.CancelScope | None = None
+        self._is_cancelled = False
+        self._is_posted = False
+
+    async def run(self) -> None:
+        # An anyio scope, not task.cancel(): it repeats the cancellation for code that swallows one, as the SDK does.
+        try:
+            with anyio.CancelScope() as self._scope:
+                if self._is_cancelled:
+                    self._scope.cancel()
+                try:
+                    value = await self._work()
+                except asyncio.CancelledError:
+                    raise
+                except BaseException as error:
+                    self.post(_Done(error=error))
+                else:
+                    self.post(_Done(value))
+        finally:
+            self.post(_Done(error=PoolClosed("The call was cancelled: sandboxkit is closing.")))
+
+    def post(self, message: _Done) -> None:
+        """Tell the caller how it ended, the first time."""
+        if not self._is_posted:
+            self._is_posted = True
+            self._post(message)
+
+    def cancel(self) -> None:
+        def cancel() -> None:
+            self._is_cancelled = True
+            if self._scope is not None:
+                self._scope.cancel()
+
+        with contextlib.suppress(RuntimeError):
+            self._portal.loop.call_soon_threadsafe(cancel)
+
+
+class Portal:
+    """The loop and its thread. Use `current()`; there is one for each process."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self.loop = asyncio.new_event_loop()
+        self._stop: asyncio.Event | None = None
+        self._tasks: dict[asyncio.Task[None], _Running] = {}
+        self._closers: dict[object, Callable[[], Awaitable[object]]] = {}
+        self._thread = threading.Thread(target=self._main, name="sandboxkit-portal", daemon=True)
+        self._thread.start()
+        atexit.register(self._at_exit)
+
+    def check(self) -> None:
+        """Refuse a call that could never be answered.
+
+        Raises:
+            ForkedProcess: this portal belongs to the parent of this process.
+            ConfigurationError: this is the loop's own thread (a handler of a pool's events, mostly).
+        """
+        if os.getpid() != self._pid:
+            raise ForkedProcess(
+                "This object was made before os.fork() and cannot be used in the child: its event loop and its "
+                "connections stayed in the parent. Open a pool in the child, in a process started by `spawn`."
+            )
+        if threading.get_ident() == self._thread.ident:
+            raise ConfigurationError(
+                "A synchronous call was made from sandboxkit's own event loop, by a handler of its events for "
+                "instance, and could never be answered. Make it from another thread."
+            )
+
+    def start(self, work: Callable[[], Awaitable[Any]], post: _Post) -> _Running:
+        """Carry out `work`; what comes of it is posted, from the loop's thread."""
+        self.check()
+        running = _Running(self, work, post)
+
+        def begin() -> None:
+            task = self.loop.create_task(running.run())
+            self._tasks[task] = running
+            task.add_done_callback(lambda task: self._tasks.pop(task, None))
+
+        try:
+            self.loop.call_soon_threadsafe(begin)
+        except RuntimeError as error:
+            raise PoolClosed("The interpreter is ending, and sandboxkit has closed.") from error
+        return running
+
+    def call(self, func: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any) -> T:
+        """Carry out one call without callbacks, from any thread but the loop's."""
+        return Call[T](self)(func, *args, **kwargs)
+
+    def close_at_exit(self, key: object, close: Callable[[], Awaitable[object]]) -> None:
+        """Have something closed when the interpreter ends; `forget(key)` when it was closed before."""
+        self._closers[key] = close
+
+    def forget(self, key: object) -> None:
+        self._closers.pop(key, None)
+
+    def _main(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_forever()
+        finally:
+            for task in list(self._tasks):
+                task.cancel()
+            self.loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+            self.loop.close()
+
+    def _at_exit(self) -> None:
+        if os.getpid() != self._pid:
+            return  # a fork's child: nothing here is its own
+        inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+        with contextlib.suppress(PoolClosed, queue.Empty):
+            self.start(self._close_everything, inbox.put)
+            inbox.get(timeout=EXIT_LIMIT)
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(2.0)
+
+    async def _close_everything(self) -> None:
+        async def close(closer: Callable[[], Awaitable[object]]) -> None:
+            try:
+                await closer()
+            except Exception:
+                _logger.warning("closing at exit failed", exc_info=True)
+
+        with anyio.move_on_after(EXIT_LIMIT - 1):
+            async with anyio.create_task_group() as group:
+                for closer in self._closers.values():
+                    group.start_soon(close, closer)
+
+
+_lock = threading.Lock()
+_portal: Portal | None = None
+
+
+def current() -> Portal:
+    """This process's portal, started now if it is the first use."""
+    global _portal
+    with _lock:
+        if _portal is None:
+            _portal = Portal()
+        return _portal
+
+
+def _forget_after_fork() -> None:
+    global _portal, _lock
+    _portal = None
+    _lock = threading.Lock()  # another thread of the parent may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+# -- from a thread ------------------------------------------------------------------------------------------------
+
+
+class Call(Generic[T]):
+    """One call from a thread that waits for it, running the callbacks that were given to it meanwhile.
+
+    `discard` gets a result that came too late to be handed over (Ctrl-C met the call's last moment).
+    """
+
+    def __init__(self, portal: Portal, *, discard: Callable[[T], Awaitable[object]] | None = None) -> None:
+        self._portal = portal
+        self._discard = discard
+        self._inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+        self._is_over = False
+
+    def back(self, func: Callable[[Any], object] | None) -> Callable[[Any], Awaitable[object]] | None:
+        """The form of a callback that the loop can await; it runs here, and what it raises is raised there.
+
+        Once the call is over (a background command goes on after its start), it runs in a worker thread instead.
+        """
+        if func is None:
+            return None
+
+        async def run_by_the_caller(argument: Any) -> object:
+            if self._is_over:
+                return await anyio.to_thread.run_sync(func, argument)
+            message = _CallBack(func, argument)
+            self._inbox.put(message)
+            return await message.answered()
+
+        return run_by_the_caller
+
+    def tell(self, func: Callable[[Any], object] | None) -> Callable[[Any], object] | None:
+        """The form of a listener that nobody waits for; it runs here, and what it raises is logged."""
+        if func is None:
+            return None
+        return lambda argument: self._inbox.put(_Told(func, argument))
+
+    def _post(self, message: _Message) -> None:
+        if isinstance(message, _Done):
+            self._is_over = True
+        self._inbox.put(message)
+
+    def __call__(self, func: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any) -> T:
+        """Carry out `func(*args, **kwargs)`, and return or raise what it did."""
+        running = self._portal.start(partial(func, *args, **kwargs), self._post)
+        try:
+            while not isinstance(done := self._next(), _Done):
+                if isinstance(done, _CallBack | _Told):
+                    done.carry_out()
+        except BaseException:
+            self._leave(running)
+            raise
+        result: T = done.unwrap()
+        return result
+
+    def iterate(self, make: Callable[[], AsyncIterator[T]]) -> Generator[T, None, None]:
+        """Iterate over what `make` gives, one task for all its steps; leaving early closes it."""
+
+        async def pump() -> None:
+            items = make()
+            async with contextlib.AsyncExitStack() as stack:
+                if inspect.isasyncgen(items):
+                    await stack.enter_async_context(aclosing(items))
+                async for value in items:
+                    message = _Item(value)
+                    self._inbox.put(message)
+                    await message.until_next_is_wanted()
+
+        running = self._portal.start(pump, self._post)
+        try:
+            while True:
+                message = self._next()
+                if isinstance(message, _Done):
+                    message.unwrap()
+                    return
+                if isinstance(message, _CallBack | _Told):
+                    message.carry_out()
+                else:
+                    yield message.value
+                    message.want_next()
+        except BaseException:
+            self._leave(running)
+            raise
+
+    def _next(self, timeout: float | None = None) -> _Message:
+        while True:
+            try:
+                return self._inbox.get(timeout=_WAKE_UP_AFTER if timeout is None else timeout)
+            except queue.Empty:
+                if timeout is not None:
+                    raise
+
+    def _leave(self, running: _Running) -> None:
+        """Cancel, and wait until it has ended; a second Ctrl-C does not wait."""
+        running.cancel()
+        if threading.get_ident() == self._portal._thread.ident:
+            return  # an abandoned iterator, collected over there
+        with contextlib.suppress(queue.Empty):
+            while True:
+                message = self._next(CANCEL_GRACE)
+                if isinstance(message, _CallBack):
+                    message.refuse()
+                if isinstance(message, _Done):
+                    break
+            if message.error is None and message.value is not None and self._discard is not None:
+                Call[object](self._portal)(self._discard, message.value)
+
+
+class Held(Generic[T]):
+    """An asynchronous context manager, entered and left from threads, in one task of the loop."""
+
+    def __init__(self, portal: Portal, manager: AbstractAsyncContextManager[T]) -> None:
+        self._portal = portal
+        self._manager = manager
+        self._entered: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+        self._left: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+        self._leave: asyncio.Future[tuple[Any, Any, Any]] | None = None
+        self._running: _Running | None = None
+
+    def enter(self) -> T:
+        """Enter it; if this is left by an exception (Ctrl-C), it is left again."""
+        self._running = self._portal.start(self._hold, self._entered.put)
+        try:
+            while True:
+                with contextlib.suppress(queue.Empty):
+                    value: T = _unwrapped(self._entered.get(timeout=_WAKE_UP_AFTER))
+                    return value
+        except BaseException:
+            self._running.cancel()
+            with contextlib.suppress(queue.Empty):
+                self._entered.get(timeout=CANCEL_GRACE)
+            raise
+
+    async def _hold(self) -> None:
+        self._leave = asyncio.get_running_loop().create_future()
+        value = await self._manager.__aenter__()
+        self._entered.put(_Done(value))
+        reason: tuple[Any, Any, Any] = (None, None, None)
+        try:
+            reason = await self._leave
+        except asyncio.CancelledError:
+            reason = sys.exc_info()
+            raise
+        finally:
+            try:
+                self._left.put(_Done(await self._manager.__aexit__(*reason)))
+            except BaseException as error:
+                self._left.put(_Done(error=error))
+                raise
+
+    def exit(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        """Leave it, with what was raised within."""
+        self._portal.check()
+        leave = self._leave
+        assert leave is not None, "enter() comes first"
+
+        def let_go() -> None:
+            if not leave.done():
+                leave.set_result((kind, error, trace))
+
+        with contextlib.suppress(RuntimeError):
+            self._portal.loop.call_soon_threadsafe(let_go)
+        while True:
+            with contextlib.suppress(queue.Empty):
+                suppressed: bool | None = _unwrapped(self._left.get(timeout=_WAKE_UP_AFTER))
+                return suppressed
+
+
+def _unwrapped(message: _Message) -> Any:
+    assert isinstance(message, _Done)
+    return message.unwrap()
+
+
+# -- from trio ----------------------------------------------------------------------------------------------------
+
+
+class TrioCall:
+    """One call from a trio task, with the callbacks that were given to it run by that task."""
+
+    def __init__(self, portal: Portal) -> None:
+        import trio
+
+        self._portal = portal
+        self._token = trio.lowlevel.current_trio_token()
+        self._run_finished = trio.RunFinishedError
+        self._messages: deque[_Message] = deque()
+        self._arrived = anyio.Event()
+
+    def back(self, func: Callable[[Any], object] | None) -> Callable[[Any], Awaitable[object]] | None:
+        """As `Call.back`."""
+        if func is None:
+            return None
+
+        async def run_by_the_caller(argument: Any) -> object:
+            message = _CallBack(func, argument)
+            self._post(message)
+            return await message.answered()
+
+        return run_by_the_caller
+
+    async def __call__(self, func: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any) -> T:
+        """As `Call.__call__`."""
+        running = self._portal.start(partial(func, *args, **kwargs), self._post)
+        try:
+            while not isinstance(message := await self._next(), _Done):
+                if isinstance(message, _CallBack):
+                    await message.carry_out_async()
+        except BaseException:
+            running.cancel()
+            with anyio.move_on_after(CANCEL_GRACE, shield=True):
+                while not isinstance(message := await self._next(), _Done):
+                    if isinstance(message, _CallBack):
+                        message.refuse()
+            raise
+        result: T = message.unwrap()
+        return result
+
+    def _post(self, message: _Message) -> None:
+        self._messages.append(message)
+        with contextlib.suppress(self._run_finished):
+            self._token.run_sync_soon(self._wake)
+
+    def _wake(self) -> None:
+        self._arrived.set()
+
+    async def _next(self) -> _Message:
+        while not self._messages:
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+        return self._messages.popleft()
+
+
+class Here:
+    """The same shape for a caller that is on asyncio already: nothing crosses anything."""
+
+    def back(self, func: Callable[[Any], object] | None) -> Callable[[Any], object] | None:
+        return func
+
+    async def __call__(self, func: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any) -> T:
+        return await func(*args, **kwargs)
+
+
+def on_asyncio() -> TrioCall | Here:
+    """What carries one call out on asyncio, whichever backend this task runs on."""
+    if "trio" in sys.modules:
+        import trio
+
+        if trio.lowlevel.in_trio_run():
+            return TrioCall(current())
+    return Here()

@@ -1,0 +1,768 @@
+"""The synchronous face. GENERATED from the asynchronous one by .ci/generate_sync.py: do not edit.
+
+Every call is carried out by the portal's event loop while the calling thread waits. Callbacks run in that thread.
+"""
+
+# ruff: noqa: B008
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar, overload
+
+from sandboxkit import _portal
+from sandboxkit._types import (
+    CODE_INTERPRETER,
+    DEFAULT_ROOT,
+    CommandResult,
+    Endpoint,
+    EndpointName,
+    Execution,
+    FileInfo,
+    FileNode,
+    Level,
+    NetworkMode,
+    NetworkPolicy,
+    OnLoss,
+    TimeoutPolicy,
+)
+from sandboxkit.errors import PathError
+from sandboxkit.events import Event, EventHandler
+from sandboxkit.fragment import Fragment, FragmentResult
+from sandboxkit.pool._command import AsyncCommandHandle
+from sandboxkit.pool._pool import AsyncSandboxPool
+from sandboxkit.pool._session import AsyncSession
+from sandboxkit.pool._stats import PoolStats
+from sandboxkit.provider._base import OnOutput, OnResult, Provider
+from sandboxkit.safefs._safefs import DEFAULT_MAX_BYTES, AnyPath, AsyncSafeFS
+from sandboxkit.safefs._tree import DEFAULT_EXCLUDES
+
+T = TypeVar("T")
+
+
+class SafeFS:
+    """Files of one sandbox, confined to a root. Relative paths count from the root; all others have to lie below it.
+
+    Every method refuses a path that leads out (`PathEscape`) or is none (`InvalidPath`) before any request is made.
+    Errors carry the path as it was given, as `.path`, and show it in ASCII.
+
+    Args:
+        sandbox: the SDK's own `Sandbox`, such as a session's `.sandbox`; no pool is needed.
+        root: an absolute path in the sandbox.
+        level: what is promised; `None` is the best that there is, which is `"lexical"` now. `.level` names it.
+        strict_names: also refuse control and bidirectional characters and backslashes in names.
+        on_refused: is told each refusal of the guard; what it returns is ignored.
+
+    Raises:
+        ConfigurationError: `sandbox` is of the wrong kind (an asynchronous one belongs to `AsyncSafeFS`), or the
+            level is none of the three.
+        UnsupportedOption: the level is `"checked"` or `"enforced"`, which are not there yet.
+        InvalidPath: the root is no absolute path.
+    """
+
+    def __init__(
+        self,
+        sandbox: object,
+        *,
+        root: str = DEFAULT_ROOT,
+        level: Level | None = None,
+        strict_names: bool = False,
+        on_refused: Callable[[PathError], object] | None = None,
+    ) -> None:
+        self._portal = _portal.current()
+        self._async = AsyncSafeFS(
+            _async_twin(sandbox), root=root, level=level, strict_names=strict_names, on_refused=on_refused
+        )
+
+    @property
+    def level(self) -> Level:
+        """What is promised: the level in force."""
+        return self._async.level
+
+    @property
+    def root(self) -> str:
+        """The directory that nothing leaves, absolute and normalised."""
+        return self._async.root
+
+    def read_text(self, path: AnyPath, *, max_bytes: int = DEFAULT_MAX_BYTES) -> str:
+        """Read a file as UTF-8 text; line ends are left as they are.
+
+        Raises:
+            UnicodeDecodeError: it is not UTF-8; `read_bytes` reads anything.
+            NotFound, IsADirectory, SpecialFile, TooLarge, PathError: as in `read_bytes`.
+        """
+        value: str = self._portal.call(self._async.read_text, path, max_bytes=max_bytes)
+        return value
+
+    def read_bytes(self, path: AnyPath, *, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
+        """Read a file of at most `max_bytes` bytes (64 MiB by default).
+
+        Raises:
+            NotFound, IsADirectory, SpecialFile: there is no such file.
+            TooLarge: it has more; no more was kept.
+            PathError: the path was refused.
+        """
+        value: bytes = self._portal.call(self._async.read_bytes, path, max_bytes=max_bytes)
+        return value
+
+    def write(self, path: AnyPath, data: str | bytes) -> None:
+        """Write text (as UTF-8) or bytes, replacing the file that was there; missing parents are made.
+
+        Raises:
+            IsADirectory, NotADirectory, NoSpace, PathError: nothing was written.
+        """
+        self._portal.call(self._async.write, path, data)
+
+    def write_text(self, path: AnyPath, text: str) -> None:
+        """Write text as UTF-8; line ends are left as they are. Else as `write`."""
+        self._portal.call(self._async.write_text, path, text)
+
+    def write_bytes(self, path: AnyPath, data: bytes) -> None:
+        """Write bytes; else as `write`."""
+        self._portal.call(self._async.write_bytes, path, data)
+
+    def append(self, path: AnyPath, data: str | bytes, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+        """Add text or bytes to the end of a file, or make it.
+
+        Not atomic: the file is read and written again as a whole, so what somebody else writes to it at the same
+        time may be lost.
+
+        Raises:
+            TooLarge: the file is larger than `max_bytes` already.
+            IsADirectory, NotADirectory, SpecialFile, NoSpace, PathError: nothing was written.
+        """
+        self._portal.call(self._async.append, path, data, max_bytes=max_bytes)
+
+    def list(self, path: AnyPath = ".", *, depth: int = 1) -> list[FileInfo]:
+        """List the entries below a directory, `depth` levels deep, sorted by path.
+
+        The service leaves out what is neither file nor directory, dangling links among it.
+
+        Raises:
+            NotFound, NotADirectory, PathError: there is no such directory.
+        """
+        value: list[FileInfo] = self._portal.call(self._async.list, path, depth=depth)
+        return value
+
+    def walk(self, path: AnyPath = ".") -> Generator[FileInfo, None, None]:
+        """Yield every entry below a directory, each directory before what is in it; links are not followed.
+
+        One request per directory, made when it is reached. A directory that is gone by then yields nothing.
+
+        Raises:
+            NotFound, NotADirectory, PathError: there is no such directory to begin with.
+        """
+        return _portal.Call[Any](self._portal).iterate(lambda: self._async.walk(path))
+
+    def tree(
+        self,
+        path: AnyPath = ".",
+        *,
+        depth: int = 8,
+        max_entries: int = 10000,
+        exclude: Collection[str] = DEFAULT_EXCLUDES,
+    ) -> FileNode:
+        """Gather a directory and what is below it.
+
+        Args:
+            path: the directory.
+            depth: how many levels below it.
+            max_entries: how many entries altogether; what is deepest is left out first.
+            exclude: names of directories that are shown but not opened (caches, installed packages).
+
+        Raises:
+            NotFound, NotADirectory, PathError: there is no such directory.
+        """
+        value: FileNode = self._portal.call(
+            self._async.tree, path, depth=depth, max_entries=max_entries, exclude=exclude
+        )
+        return value
+
+    def stat(self, path: AnyPath) -> FileInfo:
+        """Describe one entry. For a link the service says the type and size of its target.
+
+        Raises:
+            NotFound, NotADirectory, PathError: there is no such entry.
+        """
+        value: FileInfo = self._portal.call(self._async.stat, path)
+        return value
+
+    def exists(self, path: AnyPath) -> bool:
+        """Say whether there is an entry.
+
+        Raises:
+            PathError: the path was refused; that is not answered with False.
+        """
+        value: bool = self._portal.call(self._async.exists, path)
+        return value
+
+    def make_dir(self, path: AnyPath) -> bool:
+        """Make a directory and its missing parents. False if it was there already.
+
+        Raises:
+            NotADirectory: a file is in the way.
+            NoSpace, PathError: nothing was made.
+        """
+        value: bool = self._portal.call(self._async.make_dir, path)
+        return value
+
+    def remove(self, path: AnyPath) -> None:
+        """Remove a file or a link, or a directory with all that is in it; never the root.
+
+        Raises:
+            NotFound: there is nothing.
+            PathError: the path was refused.
+        """
+        self._portal.call(self._async.remove, path)
+
+    def rename(self, source: AnyPath, target: AnyPath) -> None:
+        """Rename or move an entry, replacing a file at the target; neither is the root.
+
+        Raises:
+            NotFound: there is no such source.
+            IsADirectory, NotADirectory, NoSpace: the target is in the way, or has no place.
+            PathError: a path was refused, or the target lies inside the source.
+        """
+        self._portal.call(self._async.rename, source, target)
+
+    def copy(self, source: AnyPath, target: AnyPath, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+        """Copy the content of one file (not a directory), through this process; mode and times are not copied.
+
+        Raises:
+            NotFound, IsADirectory, SpecialFile, TooLarge, NoSpace: it could not be read or written.
+            PathError: a path was refused; nothing was read.
+        """
+        self._portal.call(self._async.copy, source, target, max_bytes=max_bytes)
+
+    def __repr__(self) -> str:
+        return repr(self._async).replace("<AsyncSafeFS", "<SafeFS", 1)
+
+    @classmethod
+    def _of(cls, portal: _portal.Portal, files: AsyncSafeFS) -> SafeFS:
+        """The synchronous form of a session's own files."""
+        self = cls.__new__(cls)
+        self._portal = portal
+        self._async = files
+        return self
+
+
+class CommandHandle:
+    """A command that `run_command(background=True)` started. It runs until it ends, is killed, or its sandbox ends.
+
+    It does not prolong the sandbox's life; uses of the session do.
+    """
+
+    def __init__(self, portal: _portal.Portal, wrapped: AsyncCommandHandle) -> None:
+        self._portal = portal
+        self._async = wrapped
+
+    @property
+    def pid(self) -> int:
+        """Its process id inside the sandbox."""
+        return self._async.pid
+
+    def wait(self, *, timeout: float | None = None) -> CommandResult:
+        """Wait for its end and return what it did.
+
+        Args:
+            timeout: how many seconds to wait; None waits as long as the sandbox lives. The command goes on after it.
+
+        Raises:
+            CommandTimeout: it has not ended within `timeout`; wait again, or `kill()` it.
+            OutputTooLarge: it wrote more than the `max_output` that it was started with.
+            SandboxLost, PoolError: the sandbox went first, or the session was closed.
+        """
+        value: CommandResult = self._portal.call(self._async.wait, timeout=timeout)
+        return value
+
+    def kill(self) -> bool:
+        """Kill it and what it started. False if it had ended already.
+
+        Raises:
+            SandboxLost, PoolError: the sandbox went first, or the session was closed.
+        """
+        value: bool = self._portal.call(self._async.kill)
+        return value
+
+    def __repr__(self) -> str:
+        return repr(self._async).replace("<AsyncCommandHandle", "<CommandHandle", 1)
+
+
+class Session:
+    """A hold on the sandbox of one session. Made by `pool.session()`, never directly.
+
+    Everyone in this process who opens the same key shares one sandbox: its files, its interpreter's variables. The
+    sandbox is given back when the last of them has closed; each closes its own hold, and closing twice counts once.
+    Every use renews the sandbox's life as the pool's `TimeoutPolicy` says.
+
+    Any use may raise, besides what is said at the method: PoolError after `close()`, PoolClosed after the pool's
+    end, SandboxNotFound or SandboxExpired when the sandbox is gone, ForkedProcess in a forked child, and
+    ProviderError when the service fails. After SandboxNotFound or SandboxExpired, open the session again for a new
+    sandbox.
+    """
+
+    def __init__(self, portal: _portal.Portal, wrapped: AsyncSession) -> None:
+        self._portal = portal
+        self._async = wrapped
+        self._files: SafeFS | None = None
+        self._twin: Any = None
+
+    @property
+    def key(self) -> str | None:
+        """The session's key; None for an anonymous one."""
+        return self._async.key
+
+    @property
+    def sandbox_id(self) -> str:
+        """The id of its sandbox."""
+        return self._async.sandbox_id
+
+    @property
+    def template(self) -> str:
+        """The id of the template that its sandbox was made from."""
+        return self._async.template
+
+    @property
+    def sandbox(self) -> Any:
+        """The SDK's own sandbox object, for all that is not wrapped here. Its uses renew nothing."""
+        raw = self._async.sandbox
+        if self._twin is None:
+            self._twin = _sync_twin(raw)
+        return self._twin
+
+    @property
+    def files(self) -> SafeFS:
+        """The files beneath `/home/user`."""
+        if self._files is None:
+            self._files = SafeFS._of(self._portal, self._async.files)
+        return self._files
+
+    def url(self, port: int) -> str:
+        """The public URL of a port of the sandbox; no request, and no promise that something answers.
+
+        Raises:
+            ConfigurationError: `port` is not between 1 and 65535.
+        """
+        value: str = self._portal.call(_asked, self._async.url, port)
+        return value
+
+    def run_code(
+        self,
+        code: str,
+        *,
+        language: str = "python",
+        context: str | None = None,
+        timeout: float | None = None,
+        envs: Mapping[str, str] | None = None,
+        on_stdout: OnOutput | None = None,
+        on_stderr: OnOutput | None = None,
+        on_result: OnResult | None = None,
+        max_output: int = 10 * 1024 * 1024,
+    ) -> Execution:
+        """Run code in the sandbox's interpreter. An exception that the code raises is data in the result.
+
+        Args:
+            code: what to run; variables stay for the next call.
+            language: of the code.
+            context: the id of an interpreter context; the language's default one when None.
+            timeout: seconds that it may take; `TimeoutPolicy.code` when None.
+            envs: environment variables for this call alone.
+            on_stdout, on_stderr, on_result: called with each piece of output and each result as it comes.
+            max_output: bytes that output and results may have together.
+
+        Raises:
+            CodeTimeout: it took longer, and was interrupted; its variables stay.
+            OutputTooLarge: more came out; the run was stopped.
+            KernelDied: the interpreter ended.
+            SandboxLost: the sandbox is gone.
+        """
+        call = _portal.Call[Any](self._portal)
+        value: Execution = call(
+            self._async.run_code,
+            code,
+            language=language,
+            context=context,
+            timeout=timeout,
+            envs=envs,
+            on_stdout=call.back(on_stdout),
+            on_stderr=call.back(on_stderr),
+            on_result=call.back(on_result),
+            max_output=max_output,
+        )
+        return value
+
+    @overload
+    def run_command(
+        self,
+        cmd: str | Sequence[str],
+        *,
+        timeout: float | None = None,
+        cwd: str | None = None,
+        envs: Mapping[str, str] | None = None,
+        on_stdout: OnOutput | None = None,
+        on_stderr: OnOutput | None = None,
+        background: Literal[False] = False,
+        max_output: int = 10 * 1024 * 1024,
+    ) -> CommandResult: ...
+
+    @overload
+    def run_command(
+        self,
+        cmd: str | Sequence[str],
+        *,
+        timeout: None = None,
+        cwd: str | None = None,
+        envs: Mapping[str, str] | None = None,
+        on_stdout: OnOutput | None = None,
+        on_stderr: OnOutput | None = None,
+        background: Literal[True],
+        max_output: int = 10 * 1024 * 1024,
+    ) -> CommandHandle: ...
+
+    def run_command(
+        self,
+        cmd: str | Sequence[str],
+        *,
+        timeout: float | None = None,
+        cwd: str | None = None,
+        envs: Mapping[str, str] | None = None,
+        on_stdout: OnOutput | None = None,
+        on_stderr: OnOutput | None = None,
+        background: bool = False,
+        max_output: int = 10 * 1024 * 1024,
+    ) -> CommandResult | CommandHandle:
+        """Run a command in the sandbox. A non-zero exit code is data in the result.
+
+        Args:
+            cmd: a line for the sandbox's shell, or a sequence of arguments, which no shell interprets.
+            timeout: seconds that it may take; `TimeoutPolicy.command` when None. Not with `background=True`.
+            cwd: the directory to run it in; the home directory when None.
+            envs: environment variables for this command.
+            on_stdout, on_stderr: called with each piece of output as it comes. With `background=True` also before
+                anybody waits.
+            background: return as soon as it has started, with a handle; it then has no time limit.
+            max_output: bytes that its output may have.
+
+        Raises:
+            CommandTimeout: it took longer, and was killed.
+            OutputTooLarge: more came out; the command was killed.
+            UnsupportedOption: `timeout` together with `background=True`.
+            SandboxLost: the sandbox is gone.
+        """
+        call = _portal.Call[Any](self._portal)
+        value = call(
+            self._async.run_command,
+            cmd,
+            timeout=timeout,
+            cwd=cwd,
+            envs=envs,
+            on_stdout=call.back(on_stdout),
+            on_stderr=call.back(on_stderr),
+            background=background,
+            max_output=max_output,
+        )
+        return CommandHandle(self._portal, value) if isinstance(value, AsyncCommandHandle) else value
+
+    def run(self, fragment: Fragment, *, on_event: EventHandler | None = None) -> FragmentResult:
+        """Carry a fragment out: write its files, then run it.
+
+        Args:
+            fragment: what to carry out; its template has to be the session's.
+            on_event: is told the fragment's events, besides the pool's own listener.
+
+        Raises:
+            SessionConflict: the fragment is for another template than the session's.
+            TemplateNotFound: its template is not registered.
+            FragmentError, DependencyError, UnsupportedOption: it cannot be carried out; nothing was run.
+            SafeFSError: a file could not be written.
+            CodeTimeout, OutputTooLarge, KernelDied, SandboxLost: as in `run_code`.
+        """
+        call = _portal.Call[Any](self._portal)
+        value: FragmentResult = call(self._async.run, fragment, on_event=call.tell(on_event))
+        return value
+
+    def stream(self, fragment: Fragment) -> Generator[Event, None, None]:
+        """Carry a fragment out, yielding its events; the last one has the `FragmentResult` as `data["result"]`.
+
+        Leaving the loop early ends the run between two steps.
+
+        Raises:
+            The same as `run`.
+        """
+        return _portal.Call[Any](self._portal).iterate(lambda: self._async.stream(fragment))
+
+    def tree(self) -> FileNode:
+        """The files beneath `/home/user`, as `files.tree()` gives them.
+
+        Raises:
+            SafeFSError: they cannot be listed.
+        """
+        value: FileNode = self._portal.call(self._async.tree)
+        return value
+
+    def interrupt(self) -> None:
+        """Interrupt the code that runs; not supported yet. A `timeout`, or Ctrl-C, interrupts it.
+
+        Raises:
+            UnsupportedOption: always, in this version.
+        """
+        self._portal.call(self._async.interrupt)
+
+    def restart(self, *, context: str | None = None) -> None:
+        """Start the interpreter anew: its variables are gone, files and commands stay.
+
+        Args:
+            context: which context's; the default Python one's when None.
+        """
+        self._portal.call(self._async.restart, context=context)
+
+    def pause(self) -> None:
+        """Pause the sandbox; not supported yet.
+
+        Raises:
+            UnsupportedOption: always, in this version.
+        """
+        self._portal.call(self._async.pause)
+
+    def close(self) -> None:
+        """Give this hold back; a second time does nothing. Raises nothing.
+
+        The sandbox of a keyed session stays until its lifetime ends, for whoever opens the key again, or until its
+        place is needed. An anonymous one is killed; this waits for it, and may be cancelled while the pool goes on.
+        """
+        self._portal.call(self._async.close)
+
+    def kill(self) -> None:
+        """Kill the sandbox, for everyone who holds the session. A second time does nothing.
+
+        Raises:
+            ProviderError: the service did not confirm it. The pool goes on trying, and the sandbox counts until then.
+        """
+        self._portal.call(self._async.kill)
+
+    def __repr__(self) -> str:
+        return repr(self._async).replace("<AsyncSession", "<Session", 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class SandboxPool:
+    """Sandboxes by session key: at most `max_live` of them, shared fairly, and none left behind.
+
+    It is open once it is made. Use it with `with`: when the block is left, every sandbox is killed. Where there is
+    no block, `close()` does that, and the end of the interpreter at the latest. It may be used from any thread, and
+    where an event loop runs already (a notebook).
+
+    Args:
+        endpoint: where sandboxes come from. `"auto"` is E2B where E2B_API_KEY is set, else the engine on this
+            machine; `"e2b"` and `"local"` say which; an `Endpoint` names any E2B-compatible service. An object with
+            the methods of the provider contract, such as `sandboxkit.testing.FakeProvider`, is used as it is, and
+            not closed.
+        template: what sessions get that name none.
+        min_warm: blank sandboxes to keep ready; only 0 is supported yet.
+        max_live: how many sandboxes may exist at once, those included that are being created or killed.
+        max_waiting: how many callers may wait for one of those; no bound when None.
+        acquire_timeout: seconds that `session()` may take altogether.
+        timeouts: all other time limits, and how long sandboxes live.
+        network: what sandboxes may reach; nothing by default.
+        on_loss: what happens when a sandbox vanishes under its session: `"fail"` raises a typed error; the others
+            are not supported yet.
+        on_event: is told every event, in a thread of sandboxkit's own: it must not block or use the pool, and what
+            it raises is logged.
+        name: of the pool, in logs, events and the sandboxes' metadata.
+
+    Raises:
+        ConfigurationError: an argument cannot work; the message names it and its value.
+        MissingApiKey: `endpoint="e2b"`, and no key is set.
+        UnsupportedOption: an argument is right, but not supported yet.
+    """
+
+    def __init__(
+        self,
+        *,
+        endpoint: EndpointName | Endpoint | Provider = "auto",
+        template: str = CODE_INTERPRETER,
+        min_warm: int = 0,
+        max_live: int = 10,
+        max_waiting: int | None = None,
+        acquire_timeout: float = 30.0,
+        timeouts: TimeoutPolicy = TimeoutPolicy(),
+        network: NetworkMode | NetworkPolicy = "deny",
+        on_loss: OnLoss = "fail",
+        on_event: EventHandler | None = None,
+        name: str | None = None,
+    ) -> None:
+        self._portal = _portal.current()
+
+        async def make() -> AsyncSandboxPool:
+            return AsyncSandboxPool(
+                endpoint=endpoint,
+                template=template,
+                min_warm=min_warm,
+                max_live=max_live,
+                max_waiting=max_waiting,
+                acquire_timeout=acquire_timeout,
+                timeouts=timeouts,
+                network=network,
+                on_loss=on_loss,
+                on_event=on_event,
+                name=name,
+            )
+
+        self._async = self._portal.call(make)
+        self._held = _portal.Held(self._portal, self._async)
+        self._held.enter()
+        self._portal.close_at_exit(self, self._async.close)
+
+    @property
+    def name(self) -> str:
+        """The pool's name."""
+        return self._async.name
+
+    def session(
+        self,
+        key: str | None,
+        *,
+        template: str | None = None,
+        replace: bool = False,
+        metadata: Mapping[str, str] | None = None,
+        envs: Mapping[str, str] | None = None,
+        acquire_timeout: float | None = None,
+    ) -> Session:
+        """Open a session: the sandbox that it lives in, or a new one. Close it, or enter it with `with`.
+
+        Everyone in this process who asks for the same key gets the same sandbox; asking while it is being created
+        creates no second one. A session that was closed keeps its sandbox until the sandbox's lifetime ends or its
+        place is needed; what is opened after that is a new one.
+
+        Args:
+            key: the session's name, 1 to 256 characters. None is anonymous: a sandbox of one's own, killed at the end.
+            template: what the sandbox is made from; the pool's own template when None.
+            replace: if the session lives in a sandbox of another template, `metadata` or `envs`, kill that one, with
+                all that is in it, and make a new one. A sandbox that fits is kept.
+            metadata: tags of the sandbox; keys that begin with "sandboxkit." are the pool's own. None means any.
+            envs: environment variables of the sandbox, for everything that runs in it. None means any.
+            acquire_timeout: seconds that this may take altogether; the pool's own when None.
+
+        Raises:
+            ConfigurationError: an argument cannot work.
+            PoolTimeout: no sandbox in time: all are in use, or creating it takes longer.
+            PoolFull: all are in use, and `max_waiting` callers wait already.
+            PoolClosed: the pool was closed, or is being closed.
+
+            SessionConflict: the session lives in a sandbox of another template, `metadata` or `envs`.
+            TemplateNotFound, TemplateNotBuilt, ProviderError, EngineUnavailable: the sandbox could not be made.
+            ForkedProcess: the pool was made before a fork.
+        """
+        call = _portal.Call[AsyncSession](self._portal, discard=AsyncSession.close)
+        opened = call(
+            _opened,
+            self._async,
+            key,
+            template=template,
+            replace=replace,
+            metadata=metadata,
+            envs=envs,
+            acquire_timeout=acquire_timeout,
+        )
+        return Session(self._portal, opened)
+
+    def attach(self, sandbox_id: str) -> Session:
+        """Take up a sandbox by its id; not supported yet.
+
+        Raises:
+            UnsupportedOption: always, in this version.
+        """
+        value = self._portal.call(self._async.attach, sandbox_id)
+        return Session(self._portal, value)
+
+    def stats(self) -> PoolStats:
+        """Count what the pool has and did; `PoolStats` says what each name means."""
+        value: PoolStats = self._portal.call(_asked, self._async.stats)
+        return value
+
+    def pop_stats(self) -> PoolStats:
+        """Return `stats()` and let the counters begin at zero again."""
+        value: PoolStats = self._portal.call(_asked, self._async.pop_stats)
+        return value
+
+    def resize(self, *, max_live: int | None = None, min_warm: int | None = None) -> None:
+        """Change how many sandboxes there may be.
+
+        Callers that wait get what became possible. With less than now, idle sessions are killed, least recently used
+        first; those in use stay, and no new one is made until enough of them are gone.
+
+        Raises:
+            ConfigurationError: not a whole number of at least 1.
+            UnsupportedOption: `min_warm` is not 0.
+        """
+        self._portal.call(self._async.resize, max_live=max_live, min_warm=min_warm)
+
+    def drain(self) -> None:
+        """Let no sandbox of now be used again: kill the idle ones, and those in use when their last holder closes.
+
+        For a new version of a template, for instance: what is opened afterwards is made anew.
+        """
+        self._portal.call(self._async.drain)
+
+    def close(self) -> tuple[str, ...]:
+        """Close the pool: callers that wait get PoolClosed at once, and every sandbox is killed.
+
+        Takes 30 seconds for killing at most. May be called again, from anywhere; every call waits until all is done.
+
+        Returns:
+            The ids of sandboxes whose kill was not confirmed; they end with their lifetime. Empty if all went well.
+
+        Raises:
+            ForkedProcess: the pool was made before a fork.
+        """
+        left = self._portal.call(self._async.close)
+        self._held.exit(None, None, None)
+        self._portal.forget(self)
+        return left
+
+    def __repr__(self) -> str:
+        return repr(self._async).replace("<AsyncSandboxPool", "<SandboxPool", 1)
+
+    def __enter__(self) -> Self:
+        self._portal.check()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _async_twin(sandbox: object) -> object:
+    """The asynchronous object for a synchronous one of the SDK's. ConfigurationError for any other."""
+    from sandboxkit.provider import _e2b  # late: it imports the SDK
+
+    return _e2b.async_twin(sandbox)
+
+
+def _sync_twin(sandbox: object) -> Any:
+    """The synchronous object for an asynchronous one of the SDK's; what is not the SDK's stays as it is."""
+    from sandboxkit.provider import _e2b  # late: it imports the SDK
+
+    return _e2b.sync_twin(sandbox)
+
+
+async def _opened(pool: AsyncSandboxPool, *args: Any, **kwargs: Any) -> AsyncSession:
+    return await pool.session(*args, **kwargs)
+
+
+async def _asked(func: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Read something in the loop's thread, where it does not change meanwhile."""
+    return func(*args, **kwargs)
+
+
+for _public in (SafeFS, CommandHandle, Session, SandboxPool):
+    _public.__module__ = "sandboxkit"
