@@ -34,6 +34,13 @@ class ChartFormatter(BaseFormatter):
     print_method = ObjectName("_repr_e2b_chart_")
     _return_type = dict
 
+    def __call__(self, obj: Any) -> Any:
+        # Not registered for the type: Matplotlib's inline backend removes figures from every formatter.
+        figures = sys.modules.get("matplotlib.figure")
+        if figures is not None and isinstance(obj, figures.Figure):
+            return _chart(obj)
+        return super().__call__(obj)
+
 
 def install(shell: Any) -> None:
     """Add the formatters and the hooks to a shell."""
@@ -41,10 +48,8 @@ def install(shell: Any) -> None:
     data = DataFormatter(parent=display)
     for module in ("pandas", "pandas.core.frame"):  # pandas 3 and later, and before
         data.for_type_by_name(module, "DataFrame", _columns)  # type: ignore[no-untyped-call]
-    chart = ChartFormatter(parent=display)
-    chart.for_type_by_name("matplotlib.figure", "Figure", _chart)  # type: ignore[no-untyped-call]
     display.formatters["e2b/data"] = data
-    display.formatters["e2b/chart"] = chart
+    display.formatters["e2b/chart"] = ChartFormatter(parent=display)
     as_json = display.formatters["application/json"]
     for kind in (dict, list):
         as_json.for_type(kind, lambda value: value)

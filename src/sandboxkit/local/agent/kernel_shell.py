@@ -17,7 +17,6 @@ from traitlets.config import Config
 
 from .kernel_formats import install
 
-
 HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
@@ -68,8 +67,11 @@ class Shell(InteractiveShell):
     display_pub_class = Type(Publisher)
     sink: Sink
 
-    def init_profile_dir(self, profile_dir: Any) -> None:
+    def init_ipython_dir(self, ipython_dir: Any) -> None:
         """None: it would be made in the user's home, for a history that is not kept."""
+
+    def init_profile_dir(self, profile_dir: Any) -> None:
+        """None, for the same reason."""
 
     def init_virtualenv(self) -> None:
         """Nothing to do: this interpreter is the environment's own."""
@@ -100,16 +102,19 @@ class Shell(InteractiveShell):
         """`!cmd`: its output is the cell's; an interrupt ends the command and the cell."""
         line = self.var_expand(cmd, depth=1)  # type: ignore[no-untyped-call]
         shell = "/bin/bash" if os.path.exists("/bin/bash") else None
-        with subprocess.Popen(line, shell=True, executable=shell, process_group=0) as child:
+        child = subprocess.Popen(line, shell=True, executable=shell, process_group=0)
+        try:
+            # Not `child.wait()`: that waits for a terminal to interrupt the child as well, and there is none.
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        except KeyboardInterrupt:
+            os.killpg(child.pid, signal.SIGINT)
             try:
-                code = child.wait()
-            except KeyboardInterrupt:
-                os.killpg(child.pid, signal.SIGINT)
-                try:
-                    child.wait(0.5)
-                except subprocess.TimeoutExpired:
-                    os.killpg(child.pid, signal.SIGKILL)
-                raise
+                child.wait(0.5)
+            except subprocess.TimeoutExpired:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+            raise
+        code = child.wait()
         self.user_ns["_exit_code"] = code
 
     system_piped = system_raw = system
