@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,6 +30,15 @@ from sandboxkit.local.envd._connect import (
 from sandboxkit.local.envd._proto_json import Message
 
 payloads = st.lists(st.binary(max_size=200), max_size=8)
+
+
+def refusal(call: Callable[[], object]) -> str | None:
+    """The code that a call is refused with; None when it is not. Any other exception passes."""
+    try:
+        call()
+    except ConnectError as error:
+        return error.code
+    return None
 
 
 def cut(data: bytes, sizes: list[int]) -> list[bytes]:
@@ -74,13 +85,13 @@ def test_a_stream_cut_short_is_told(messages: list[bytes], data: st.DataObject) 
 def test_garbage_is_a_connect_error_or_payloads(pieces: list[bytes]) -> None:
     """No bytes make the reader raise anything but ConnectError, nor hold more than a message may be long."""
     reader = EnvelopeReader(max_message=32)
-    try:
+
+    def read() -> None:
         for piece in pieces:
-            for payload in reader.feed(piece):
-                assert len(payload) <= 32
+            assert all(len(payload) <= 32 for payload in reader.feed(piece))
         reader.finish()
-    except ConnectError as error:
-        assert error.code in ("invalid_argument", "resource_exhausted")
+
+    assert refusal(read) in (None, "invalid_argument", "resource_exhausted")
 
 
 def test_a_message_that_is_too_long_is_refused_before_it_comes() -> None:
@@ -123,13 +134,11 @@ def test_every_code_has_a_status() -> None:
 @example("٣")
 def test_a_timeout_is_digits_or_refused(text: str) -> None:
     """Connect-Timeout-Ms is at most ten ASCII digits; 0 and nothing mean no deadline, the rest is invalid_argument."""
-    try:
-        seconds = timeout_of({"connect-timeout-ms": text})
-    except ConnectError as error:
-        assert error.code == "invalid_argument"
-        assert text
+    headers = {"connect-timeout-ms": text}
+    if text == "" or re.fullmatch("[0-9]{1,10}", text, re.ASCII):
+        assert timeout_of(headers) == (int(text or 0) / 1000 or None)
     else:
-        assert seconds is None or (seconds == int(text) / 1000 > 0)
+        assert refusal(lambda: timeout_of(headers)) == "invalid_argument"
 
 
 @given(st.text(max_size=12))
@@ -186,10 +195,7 @@ json_values = st.recursive(
 @example(b'{"pid": ' + b"9" * 5000 + b"}")
 def test_any_payload_is_an_object_or_refused(payload: bytes) -> None:
     """A payload that is no JSON object is invalid_argument, never another exception."""
-    try:
-        assert isinstance(load(payload), dict)
-    except ConnectError as error:
-        assert error.code == "invalid_argument"
+    assert refusal(lambda: load(payload)) in (None, "invalid_argument")
 
 
 @given(json_values)
@@ -212,12 +218,7 @@ def test_a_field_of_any_type_is_read_or_refused(value: Any) -> None:
         lambda: message.message("some_field").has("x"),
         lambda: message.one_of("some_field", "other"),
     ]
-    for read in readers:
-        try:
-            read()
-        except ConnectError as error:
-            assert error.code == "invalid_argument"
-            assert "someField" in error.message
+    assert {refusal(read) for read in readers} <= {None, "invalid_argument"}
 
 
 @given(st.binary(max_size=100), st.booleans(), st.booleans())

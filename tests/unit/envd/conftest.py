@@ -90,9 +90,7 @@ class Envd:
         process = {"cmd": "/bin/bash", "args": ["-c", script], **options.pop("process", {})}
         return self.stream("Process/Start", {"process": process, **options}, **headers)
 
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
+    def _start_agent(self) -> socket.socket:
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with far:
             self._agent = subprocess.Popen(
@@ -100,6 +98,12 @@ class Envd:
                 pass_fds=[far.fileno()],
                 stdin=subprocess.DEVNULL,
             )
+        return near
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        near = await asyncio.to_thread(self._start_agent)
         link = AgentLink(near, on_lost=lambda reason: None)
         await link.hello(processes=4096, open_files=1024)
         settings = SandboxSettings(
