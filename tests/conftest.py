@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -199,3 +203,82 @@ def sdk(engine: Endpoint) -> dict[str, str]:
     assert engine.api_url is not None
     assert engine.sandbox_url is not None
     return {"api_key": engine.api_key, "api_url": engine.api_url, "sandbox_url": engine.sandbox_url}
+
+
+# -- boxes --------------------------------------------------------------------------------------------------------
+
+ORDINARY_UID = 60999
+"""An ordinary user of no name, for tests that root runs."""
+
+
+def _python_for_anybody() -> tuple[str, dict[str, str]] | None:
+    """A Python of this version that an ordinary user can start, and the variables that show it our packages."""
+    packages = [str(ROOT / "src"), *(path for path in sys.path if path.endswith("site-packages"))]
+    shown = {"PYTHONPATH": ":".join(packages), "PYTHONDONTWRITEBYTECODE": "1"}
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    for python in (sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}"):
+        try:
+            subprocess.run(
+                [python, "-c", "import sandboxkit, pytest"],
+                user=ORDINARY_UID,
+                group=ORDINARY_UID,
+                extra_groups=[],
+                env=shown,
+                cwd="/",
+                check=True,
+                capture_output=True,
+            )
+        except (OSError, subprocess.CalledProcessError):
+            continue
+        return python, shown
+    return None
+
+
+@pytest.fixture
+def box_runner(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Any]:
+    """Run an `async def` of the test's own file with real boxes, in a process of its own, and return what it returns.
+
+    `box_runner(scenario, key=value)` calls `scenario(isolation, key=value)` there; values and result are JSON. With
+    `as_ordinary_user=True` it runs as one even if root runs the tests. A scenario that raises fails the test with
+    its traceback. See `tests/box_child.py`.
+    """
+
+    def run(
+        scenario: Callable[..., Any], *, as_ordinary_user: bool = False, readable: Sequence[str] = (), **arguments: Any
+    ) -> Any:
+        python, env = sys.executable, {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+        switch: dict[str, Any] = {}
+        root = Path(tempfile.mkdtemp(prefix="sandboxkit-boxes-", dir="/tmp"))
+        if as_ordinary_user and os.getuid() == 0:
+            found = _python_for_anybody()
+            if found is None:
+                shutil.rmtree(root)
+                pytest.skip("no Python of this version that an ordinary user can start")
+            python, shown = found
+            env |= shown
+            switch = {"user": ORDINARY_UID, "group": ORDINARY_UID, "extra_groups": []}
+            os.chown(root, ORDINARY_UID, ORDINARY_UID)
+        given = json.dumps({**arguments, "readable": list(readable)})
+        script, file = str(ROOT / "tests" / "box_child.py"), str(request.path)
+        try:
+            done = subprocess.run(
+                [python, script, file, scenario.__name__, str(root / "engine"), given],
+                env=env,
+                cwd="/",
+                capture_output=True,
+                text=True,
+                timeout=50,
+                check=False,
+                **switch,
+            )
+            left = sorted(path.name for path in root.iterdir())
+        finally:
+            shutil.rmtree(root, ignore_errors=True)
+        if done.returncode == 77 and not os.environ.get("CI"):
+            pytest.skip(f"no boxes here: {done.stderr.strip()}")
+        if done.returncode != 0:
+            pytest.fail(f"the scenario failed (exit {done.returncode}):\n{done.stderr[-6000:]}", pytrace=False)
+        assert left == [], f"left in the state directory: {left}"
+        return json.loads(done.stdout)
+
+    return run

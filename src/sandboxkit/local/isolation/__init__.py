@@ -12,6 +12,13 @@ An engine's main calls `enter` first of all, then makes one `BubblewrapIsolation
 """
 
 from sandboxkit.local.isolation._base import (
+    AGENT_PYTHON,
+    BASE_PATH,
+    ENV_PYTHON,
+    HOME,
+    PREFIX,
+    UID,
+    USER,
     Agent,
     AgentError,
     AgentLost,
@@ -32,6 +39,13 @@ from sandboxkit.local.isolation._namespace import EngineNamespace, enter
 from sandboxkit.local.isolation._stale import reap_stale
 
 __all__ = [
+    "AGENT_PYTHON",
+    "BASE_PATH",
+    "ENV_PYTHON",
+    "HOME",
+    "PREFIX",
+    "UID",
+    "USER",
     "Agent",
     "AgentError",
     "AgentLost",

@@ -71,7 +71,8 @@ def _system(plan: Plan) -> list[str]:
         *("--ro-bind", "/usr", "/usr"),
         *links,
         *bound,
-        *("--proc", "/proc", "--dev", "/dev"),
+        # The settings of the box's own IPC namespace belong to its user: nobody needs to write them.
+        *("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev"),
         *("--perms", "0755", "--dir", "/run"),
         *("--ro-bind", plan.etc, "/etc"),
     ]

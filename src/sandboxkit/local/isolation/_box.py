@@ -56,7 +56,8 @@ class BubblewrapBox:
         self._outer_fd = -1
         self._init = 0
         self._init_fd = -1
-        self._init_known: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._info = -1
+        """Where bubblewrap tells init's pid; -1 once it has."""
         self._mounted = False
         self._ending: asyncio.Task[None] | None = None
 
@@ -94,7 +95,7 @@ class BubblewrapBox:
             EngineUnavailable: bubblewrap failed; the message has its words.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        info_read, info_write = os.pipe()
+        self._info, info_write = os.pipe()
         block_read, block_write = os.pipe()
         errors_read, errors_write = os.pipe()
         seccomp_fd = _memory_file(seccomp)
@@ -123,7 +124,7 @@ class BubblewrapBox:
             self._watch(self._outer_fd)
             try:
                 async with asyncio.timeout(START_WITHIN):
-                    self._know_init(await _child_pid(info_read))
+                    await self._know_init()
                     if self._cgroup is not None:
                         self._cgroup.join(self._init)
                     os.write(block_write, b"1")
@@ -141,16 +142,30 @@ class BubblewrapBox:
                     sandbox_id=self.box_id,
                 ) from error
         finally:
-            if not self._init_known.done():
-                self._init_known.cancel()
-            for fd in (info_read, block_write, errors_read):
+            for fd in (block_write, errors_read):
                 os.close(fd)
 
-    def _know_init(self, pid: int) -> None:
-        self._init = pid
+    async def _know_init(self) -> None:
+        """Wait for init's pid and take a pidfd on it."""
+        pid = await _child_pid(self._info)
+        os.close(self._info)
+        self._info = -1
         self._init_fd = os.pidfd_open(pid)
+        self._init = pid
         self._watch(self._init_fd)
-        self._init_known.set_result(pid)
+
+    async def _know_init_after_all(self) -> None:
+        """Find init where making the box was broken off: without bubblewrap, which must not die before it has told,
+        init would wait for ever, and nobody would know of it."""
+        if self._info < 0:
+            return
+        if self._outer is not None:
+            with contextlib.suppress(TimeoutError, ValueError, OSError):
+                async with asyncio.timeout(KNOWN_WITHIN):
+                    await self._know_init()
+        if self._info >= 0:
+            os.close(self._info)
+            self._info = -1
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -187,6 +202,7 @@ class BubblewrapBox:
     async def _finish(self) -> None:
         """Kill what lives, wait for it, and take everything away."""
         loop = asyncio.get_running_loop()
+        await self._know_init_after_all()
         for pidfd in (self._init_fd, self._outer_fd):
             if pidfd >= 0:
                 loop.remove_reader(pidfd)
@@ -198,11 +214,11 @@ class BubblewrapBox:
             if pidfd >= 0:
                 await _until_readable(pidfd)
         if self._outer is not None:
-            self._outer.wait()
+            self._outer.poll()  # its pidfd has said that it ended
         if self._init:
             # Ours since its parent is gone (the engine is a subreaper), unless that reaped it first.
             with contextlib.suppress(ChildProcessError):
-                os.waitpid(self._init, 0)
+                os.waitpid(self._init, 0)  # noqa: ASYNC222 (its pidfd has said that it ended)
         for pidfd in (self._init_fd, self._outer_fd):
             if pidfd >= 0:
                 os.close(pidfd)

@@ -149,8 +149,5 @@ def release(namespace: EngineNamespace) -> None:
     """At the engine's end, after `aclose`: unmount its tmpfs and remove its state directory, as far as it may (after
     a root start the supervisor does the rest)."""
     os.chdir("/")
-    for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
-        point = line.split(" ")[4]
-        if point == str(namespace.runtime) or point.startswith(f"{namespace.runtime}/"):
-            _kernel.unmount(point)
+    _kernel.unmount(str(namespace.runtime))
     shutil.rmtree(namespace.state_dir, ignore_errors=True)
