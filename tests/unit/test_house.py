@@ -15,6 +15,8 @@ import pytest
 LIMIT = 450
 LINUX_ONLY = ("fcntl", "pty", "resource", "termios")
 
+KERNEL_NEEDS = {"IPython", "e2b_charts", "matplotlib", "orjson", "pandas", "traitlets"}
+
 # Spelt so that this file does not name what it forbids.
 INDEX_HOSTS = tuple(".".join(parts) for parts in (("pypi", "org"), ("pythonhosted", "org"), ("npmjs", "org")))
 MACHINE_PATHS = tuple("/" + path for path in ("work/main", "work/shared", "tmp/v/", "root/", "opt/pypi", "opt/wheels"))
@@ -94,7 +96,7 @@ def test_the_agent_imports_the_standard_library_only(repository: Path) -> None:
     siblings = {path.stem for path in folder.glob("*.py")}
     strange = {}
     for path in sorted(folder.glob("*.py")):
-        more = {"IPython", "matplotlib", "e2b_charts", "pandas", "traitlets", "orjson"} if "kernel" in path.stem else set()
+        more = KERNEL_NEEDS if "kernel" in path.stem else set()
         names = set(imported(ast.parse(path.read_text(encoding="utf-8"))))
         rest = {name for name in names if name.partition(".")[0] not in allowed | siblings | more}
         rest -= {name for name in rest if name.startswith("sandboxkit.local.agent")}
