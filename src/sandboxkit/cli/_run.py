@@ -7,6 +7,7 @@ a standard error, a traceback like any other, and above all an exit code, which 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from dataclasses import dataclass, field
@@ -131,7 +132,7 @@ def _carry_out(
         pool.session(None) as sandbox,
     ):
         output.sandbox_id = sandbox.sandbox_id
-        return _exit_code(_run_in(sandbox, name, program, args, timeout, envs, output))
+        return _run_in(sandbox, name, program, args, timeout, envs, output)
 
 
 def _run_in(
@@ -147,14 +148,15 @@ def _run_in(
     path = f"{sandbox.files.root}/{name}"
     output.started_at = time.monotonic()
     done = sandbox.run_command(
-        ["python3", "-u", path, *args],
+        # With a command after it the shell stays, and says 128 + N for a signal, where E2B's own answer is -1.
+        f"{shlex.join(['python3', '-u', path, *args])}\nexit $?",
         timeout=timeout,
         envs=envs,
         on_stdout=output.take,
         on_stderr=output.take,
         max_output=MAX_OUTPUT,
     )
-    return done.exit_code
+    return done.exit_code & 0xFF
 
 
 def _read(file: str) -> tuple[str, bytes]:
@@ -175,11 +177,6 @@ def _read(file: str) -> tuple[str, bytes]:
         return path.name, path.read_bytes()
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be read: {error.strerror}.") from error
-
-
-def _exit_code(code: int) -> int:
-    """A process's exit code as a shell says it: 128 and the number where a signal ended it."""
-    return 128 - code if code < 0 else code & 0xFF
 
 
 @dataclass(slots=True)

@@ -1,0 +1,235 @@
+"""`sandboxkit run`, as a process: output, exit codes, arguments, and nothing left after Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sandboxkit.cli._processes import Watch
+
+RUN = [sys.executable, "-m", "sandboxkit.cli", "run"]
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run a program's text with options in an empty directory."""
+
+    def run(
+        program: str | None, *options: str, args: tuple[str, ...] = (), **more: object
+    ) -> subprocess.CompletedProcess[str]:
+        if program is not None:
+            (tmp_path / "program.py").write_text(program)
+        return subprocess.run(
+            [*RUN, *options, "program.py", *args],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=50,
+            check=False,
+            **more,  # type: ignore[call-overload]
+        )
+
+    return run
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_output_and_exit_code_are_the_programs(run: Run) -> None:
+    """What it prints goes where it printed it, and its exit code is ours."""
+    done = run("import sys\nprint('out')\nprint('err', file=sys.stderr)\nsys.exit(3)")
+    assert (done.stdout, done.stderr, done.returncode) == ("out\n", "err\n", 3)
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_an_exception_is_exit_code_1_with_its_traceback(run: Run) -> None:
+    """A traceback on standard error that names the program's file and line, and exit code 1."""
+    done = run("def f():\n    return 1 / 0\nf()")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert 'program.py", line 2, in f' in done.stderr
+    assert done.stderr.splitlines()[-1] == "ZeroDivisionError: division by zero"
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_arguments_and_variables_arrive_as_they_are(run: Run) -> None:
+    """Arguments after "--" and variables reach the program unchanged, whatever a shell would make of them."""
+    nasty = ("--flag", "a b", "$HOME", "'\"", "", "*", "\u00e9", "-")
+    done = run(
+        "import json, os, sys\nprint(json.dumps([sys.argv[1:], os.environ['A'], os.environ['B'], sys.stdin.read()]))",
+        "-e",
+        "A=1=2",
+        "--env",
+        "B=$(id) x",
+        args=("--", *nasty),
+    )
+    assert done.stderr == ""
+    assert json.loads(done.stdout) == [list(nasty), "1=2", "$(id) x", ""]
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_the_program_can_come_from_standard_input(tmp_path: Path) -> None:
+    """FILE "-" runs what comes in."""
+    done = subprocess.run(
+        [*RUN, "-", "x"],
+        cwd=tmp_path,
+        input="import sys\nprint(sys.argv[1:])",
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("['x']\n", "", 0)
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_a_time_limit_is_exit_code_124(run: Run) -> None:
+    """A program that runs too long ends with 124, after what it had printed; the message names the limit."""
+    started = time.monotonic()
+    done = run("import time\nprint('begun')\ntime.sleep(60)", "--timeout", "1")
+    assert done.returncode == 124
+    assert done.stdout == "begun\n"
+    assert done.stderr.startswith("error: ")
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_a_signal_is_128_and_its_number(run: Run) -> None:
+    """A program that is killed ends as a shell says it."""
+    assert run("import os\nos.kill(os.getpid(), 9)").returncode == 137
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_json(run: Run) -> None:
+    """With --json there is one object with everything, and nothing else, and the exit code is the program's."""
+    done = run("import sys\nprint('out')\nprint('err', file=sys.stderr)\nsys.exit(4)", "--json")
+    assert (done.returncode, done.stderr) == (4, "")
+    summary = json.loads(done.stdout)
+    assert summary.pop("sandbox_id")
+    assert summary.pop("duration") > 0
+    assert summary == {"exit_code": 4, "stdout": "out\n", "stderr": "err\n", "error": None}
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_json_says_what_failed(run: Run) -> None:
+    """A timeout under --json has its code, its error, and what was printed before."""
+    done = run("import time\nprint('begun')\ntime.sleep(60)", "--json", "--timeout", "1")
+    summary = json.loads(done.stdout)
+    assert (done.returncode, done.stderr) == (124, "")
+    assert (summary["exit_code"], summary["error"]["code"], summary["stdout"]) == (124, "command_timeout", "begun\n")
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_ctrl_c_kills_the_sandbox(tmp_path: Path) -> None:
+    """Output comes while the program runs; Ctrl-C then ends with 130, and no process of it is left."""
+    (tmp_path / "program.py").write_text("import time\nprint('begun')\ntime.sleep(60)")
+    watch = Watch()
+    with subprocess.Popen(
+        [*RUN, "program.py"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        assert watch.look() > 2
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=30)
+    assert (output, process.returncode) == ("", 130)
+    assert "Traceback" not in errors
+    assert watch.left() == ()
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_an_unknown_template_is_exit_code_125(run: Run) -> None:
+    """A failure of ours says what was wrong in one line, and never with a traceback."""
+    done = run("print(1)", "--template", "nope")
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "nope" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["missing.py"], "missing.py"),
+        (["."], "directory"),
+        (["app.js"], "'.js'"),
+        (["--session", "s", "program.py"], "--session"),
+        (["-e", "A", "program.py"], "NAME=VALUE"),
+        (["-e", "=1", "program.py"], "NAME=VALUE"),
+        (["--timeout", "0", "program.py"], "--timeout"),
+        (["--engine", "docker", "program.py"], "docker"),
+        (["--unknown", "program.py"], "--unknown"),
+        (["--endpoint", "e2b", "program.py"], "E2B_API_KEY"),
+        ([], "FILE"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_usage_is_a_failure_of_ours(tmp_path: Path, options: list[str], says: str) -> None:
+    """What cannot be started ends with 125, which no program of the user is likely to mean, and says why."""
+    (tmp_path / "program.py").write_text("")
+    done = subprocess.run([*RUN, *options], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 125
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_does_not_wait_for_the_sdk() -> None:
+    """`run --help` imports no SDK, so it is quick."""
+    code = (
+        "import sys\nfrom sandboxkit.cli import main\n"
+        "try: main(['run', '--help'])\nexcept SystemExit: pass\n"
+        "sys.exit('e2b' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0
+    assert "130 on" in " ".join(done.stdout.split())
+
+
+def test_watch_sees_a_process_until_it_ends() -> None:
+    """The check that nothing is left does see what is: a child is left until it ends, and then not."""
+    watch = Watch()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert watch.look() == 1
+        assert watch.left(patience=0) == (child.pid,)
+        assert child.stdin is not None
+        child.stdin.close()
+        child.wait(timeout=10)
+    assert watch.left() == ()
+
+
+def test_watch_sees_a_process_that_lost_its_parent() -> None:
+    """A grandchild that outlives its parent is still known."""
+    watch = Watch()
+    code = (
+        "import subprocess, sys\n"
+        "p = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=0)\n"
+        "print(p.pid, flush=True)\ninput()"
+    )
+    read, write = os.pipe()
+    with subprocess.Popen([sys.executable, "-c", code], stdin=read, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        grandchild = int(child.stdout.readline())
+        os.close(read)
+        assert watch.look() == 2
+        child.kill()
+        child.wait(timeout=10)
+    assert watch.left(patience=0) == (grandchild,)
+    os.close(write)
+    assert watch.left() == ()
