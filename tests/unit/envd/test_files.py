@@ -317,9 +317,7 @@ def test_a_request_without_proof_is_401(envd: Any) -> None:
         for query, headers, message in cases:
             for answer in (
                 http.get("/files", params={"path": "f", **query}, headers=headers),
-                http.post(
-                    "/files", params={"path": "f", **query}, headers={**OCTETS, **headers}, content=b"x" * 300_000
-                ),
+                http.post("/files", params={"path": "f", **query}, headers={**OCTETS, **headers}, content=big),
             ):
                 assert answer.status_code == 401
                 assert answer.json() == {"code": 401, "message": message}
