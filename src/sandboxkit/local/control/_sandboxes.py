@@ -23,7 +23,7 @@ from sandboxkit.local._log import log
 from sandboxkit.local._sandbox import SandboxSettings
 from sandboxkit.local.control._refusals import Refused, no_such_sandbox
 from sandboxkit.local.control._registry import Make, Now, Page, Query, Registry, Sandbox, State, Wanted
-from sandboxkit.local.isolation._base import Agent, Box, BoxEnd, BoxSpec, Isolation, Layer, Usage
+from sandboxkit.local.isolation._base import Agent, AgentLost, Box, BoxEnd, BoxSpec, Isolation, Layer, Usage
 
 SERVICE_CLOSE_TIMEOUT = 5.0
 SAMPLES_KEPT = 720
@@ -202,7 +202,11 @@ class Sandboxes:
         live = self._live.get(sandbox_id)
         if live is None:
             raise no_such_sandbox(sandbox_id)
-        usage = await live.box.usage()
+        try:
+            usage = await live.box.usage()
+        except AgentLost:
+            self.lost(sandbox_id)
+            raise no_such_sandbox(sandbox_id) from None
         at, (before, spent) = time.monotonic(), live.last_cpu
         percent = 100.0 * max(0.0, usage.cpu_seconds - spent) / max(at - before, 0.001)
         live.last_cpu = (at, usage.cpu_seconds)

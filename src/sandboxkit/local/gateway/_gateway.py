@@ -6,6 +6,8 @@ was begun is cut off, so that the client sees a broken response and not a short 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import MutableMapping
 from typing import Any
@@ -19,6 +21,8 @@ from sandboxkit.local._sandbox import ENVD_PORT, INTERPRETER_PORT
 from sandboxkit.local.control._sandboxes import Live, Receive, Sandboxes, Send
 from sandboxkit.local.gateway._routes import Denied, ToControl, ToSandbox, ToSignature, route
 from sandboxkit.local.isolation._base import AgentLost
+
+PING_TIMEOUT = 2.0
 
 Scope = MutableMapping[str, Any]
 
@@ -56,7 +60,7 @@ class Gateway:
                     await self._rest(scope, receive, watched)
                 case ToSandbox():
                     sandbox_id = meant.sandbox_id
-                    await self._to_sandbox(meant)(scope, receive, watched)
+                    await (await self._to_sandbox(meant, scope["path"]))(scope, receive, watched)
                 case ToSignature():
                     await self._to_signer(scope)(scope, receive, watched)
         except AgentLost:
@@ -92,10 +96,16 @@ class Gateway:
             any_address=self._any_address,
         )
 
-    def _to_sandbox(self, meant: ToSandbox) -> ASGIApp:
+    async def _to_sandbox(self, meant: ToSandbox, path: str) -> ASGIApp:
         live = self._sandboxes.live(meant.sandbox_id)
         if live is None:
             return answers.sandbox_not_found(meant.sandbox_id)
+        if meant.port == ENVD_PORT and path == "/health":
+            # Clients ask this when a stream broke off, to learn whether the sandbox is gone. The stream of a lost one
+            # breaks off before its box has ended, so ask the agent. One that is only slow is alive.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PING_TIMEOUT):
+                    await live.box.agent.ping()
         return _service(live, meant.port) or answers.port_not_open(meant.sandbox_id, meant.port)
 
     def _to_signer(self, scope: Scope) -> ASGIApp:

@@ -1,4 +1,4 @@
-"""An engine whose boxes are empty: everything of control and gateway is real, on a real socket; nothing is isolated."""
+"""A hollow engine, whose boxes are empty: control and gateway are real, on a real socket; nothing is isolated."""
 
 from __future__ import annotations
 
@@ -33,6 +33,11 @@ class EmptyBox:
         self.limits: tuple[LimitInForce, ...] = ()
         self.ended: asyncio.Future[BoxEnd] = asyncio.get_running_loop().create_future()
         self._isolation = isolation
+        self.is_silent = False
+
+    async def ping(self) -> None:
+        if self.is_silent:
+            raise AgentLost
 
     def die(self, reason: Any = "agent") -> None:
         if not self.ended.done():
@@ -208,20 +213,20 @@ def _starter() -> Iterator[Callable[..., Running]]:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., Running]]:
-    """Start an engine with empty boxes: `start(max_sandboxes=3)`."""
+def start_hollow() -> Iterator[Callable[..., Running]]:
+    """Start an engine with empty boxes: `start_hollow(max_sandboxes=3)`."""
     with _starter() as starter:
         yield starter
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Running]:
+def shared_hollow() -> Iterator[Running]:
     """One engine for all tests of a module that only ask, or that clean up after themselves."""
     with _starter() as starter:
         yield starter()
 
 
 @pytest.fixture
-def running(start: Callable[..., Running]) -> Running:
+def hollow(start_hollow: Callable[..., Running]) -> Running:
     """An engine with empty boxes and the usual values."""
-    return start()
+    return start_hollow()
