@@ -128,7 +128,7 @@ def test_environment_variables_of_a_call_are_gone_after_it(play: Callable[..., N
 
     async def scenario(client: Any) -> None:
         await client.run("import os; os.environ['KEPT'] = 'before'")
-        value = "it's \"quoted\" \\ é\n"
+        value = 'it\'s "quoted" \\ é\n'
         events = await client.run("os.environ['NEW'], os.environ['KEPT']", env_vars={"NEW": value, "KEPT": "x"})
         assert main_result(events)["text"] == repr((value, "x"))
         events = await client.run("os.environ.get('NEW'), os.environ['KEPT']")
@@ -141,7 +141,9 @@ def test_top_level_await_and_background_tasks_share_one_loop(play: Callable[...,
     """A task that one cell started goes on while a later one waits, on the loop that both see."""
 
     async def scenario(client: Any) -> None:
-        await client.run("import asyncio\ndone = asyncio.Event()\nasync def f():\n    await asyncio.sleep(0); done.set()")
+        await client.run(
+            "import asyncio\ndone = asyncio.Event()\nasync def f():\n    await asyncio.sleep(0); done.set()"
+        )
         await client.run("task = asyncio.create_task(f())")
         events = await client.run("await done.wait()\ntask.get_loop() is asyncio.get_running_loop()")
         assert main_result(events)["text"] == "True"
@@ -186,7 +188,9 @@ def test_a_cell_that_does_not_let_go_costs_the_context_its_kernel(
     monkeypatch.setattr(_contexts, "ATTEMPTS", (_contexts.Attempt(False, 0.1), _contexts.Attempt(True, 0.1)))
 
     async def scenario(client: Any) -> None:
-        code = "import signal, time\nkept = 7\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('on')\ntime.sleep(60)"
+        code = (
+            "import signal, time\nkept = 7\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('on')\ntime.sleep(60)"
+        )
         response = client.start(code)
         async for event in response.events():
             if event["type"] == "stdout":
@@ -371,7 +375,7 @@ def test_a_context_in_a_missing_directory_is_refused(play: Callable[..., None]) 
 
 
 def test_a_slow_client_holds_the_kernel_and_not_the_engine(play: Callable[..., None], tmp_path: Path) -> None:
-    """Where nobody reads, the user's code waits in its print: the engine keeps a bounded amount, and nothing is lost."""
+    """Where nobody reads, the user's code waits in its print: the engine keeps little, and nothing is lost."""
     size = 30_000_000
 
     async def scenario(client: Any) -> None:

@@ -131,6 +131,8 @@ def make_shell(sink: Sink) -> Shell:
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     shell: Shell = Shell.instance(config=config)
     shell.sink = sink
+    # What `%cd` and `%bookmark` remember; on disk it would outlive the context.
+    shell.db = {}
     install(shell)
     builtins.input = _no_input
     return shell
