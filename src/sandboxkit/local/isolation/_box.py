@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -32,6 +32,7 @@ START_WITHIN = 20.0
 """Seconds from bubblewrap's start to the agent's first answer."""
 KNOWN_WITHIN = 2.0
 ERRORS_KEPT = 4096
+CHILD_PID = re.compile(rb'"child-pid": ?([1-9][0-9]{0,9})[,\s}]')
 
 
 class BubblewrapBox:
@@ -57,7 +58,8 @@ class BubblewrapBox:
         self._init = 0
         self._init_fd = -1
         self._info = -1
-        """Where bubblewrap tells init's pid; -1 once it has."""
+        """Where bubblewrap tells init's pid. Open until the agent has answered: bubblewrap goes on writing to it."""
+        self._told = b""
         self._mounted = False
         self._ending: asyncio.Task[None] | None = None
 
@@ -144,25 +146,33 @@ class BubblewrapBox:
         finally:
             for fd in (block_write, errors_read):
                 os.close(fd)
+        self._close_info()
 
     async def _know_init(self) -> None:
-        """Wait for init's pid and take a pidfd on it."""
-        pid = await _child_pid(self._info)
-        os.close(self._info)
-        self._info = -1
-        self._init_fd = os.pidfd_open(pid)
-        self._init = pid
+        """Wait until bubblewrap has told init's pid, and take a pidfd on it. ValueError when it ends before.
+
+        May be cancelled and called again: what was read so far is kept.
+        """
+        while (found := CHILD_PID.search(self._told)) is None:
+            await _until_readable(self._info)
+            piece = os.read(self._info, 4096)
+            self._told += piece
+            if not piece or len(self._told) > ERRORS_KEPT:
+                raise ValueError("bubblewrap ended before it made the sandbox")
+        self._init = int(found[1])
+        self._init_fd = os.pidfd_open(self._init)
         self._watch(self._init_fd)
 
     async def _know_init_after_all(self) -> None:
         """Find init where making the box was broken off: without bubblewrap, which must not die before it has told,
         init would wait for ever, and nobody would know of it."""
-        if self._info < 0:
-            return
-        if self._outer is not None:
+        if self._outer is not None and self._info >= 0 and self._init_fd < 0:
             with contextlib.suppress(TimeoutError, ValueError, OSError):
                 async with asyncio.timeout(KNOWN_WITHIN):
                     await self._know_init()
+        self._close_info()
+
+    def _close_info(self) -> None:
         if self._info >= 0:
             os.close(self._info)
             self._info = -1
@@ -278,25 +288,6 @@ async def _until_readable(fd: int) -> None:
         await ready
     finally:
         loop.remove_reader(fd)
-
-
-async def _child_pid(info: int) -> int:
-    """Read bubblewrap's `--info-fd` until it has told the pid of its child. ValueError when it ends before."""
-    told = b""
-    while len(told) < 4096:
-        await _until_readable(info)
-        piece = os.read(info, 4096)
-        told += piece
-        try:
-            pid = json.loads(told)["child-pid"]
-        except (ValueError, KeyError, TypeError):
-            if not piece:
-                raise ValueError("bubblewrap ended before it made the sandbox") from None
-            continue
-        if isinstance(pid, int) and pid > 1:
-            return pid
-        break
-    raise ValueError("bubblewrap told no pid")
 
 
 def _said(errors: int) -> str:
