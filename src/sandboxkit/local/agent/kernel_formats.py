@@ -10,6 +10,7 @@ import importlib.abc
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -70,7 +71,10 @@ def _chart(figure: Any) -> dict[str, Any] | None:
     from e2b_charts import chart_figure_to_dict  # type: ignore[import-not-found]
 
     try:
-        return chart_figure_to_dict(figure) or None
+        # Warnings about its own models are no business of the user's.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return chart_figure_to_dict(figure) or None
     except Exception:
         # Its picture is still shown; a chart that e2b-charts does not understand has no data.
         return None
