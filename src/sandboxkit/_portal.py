@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import contextvars
 import inspect
 import logging
 import os
@@ -234,8 +235,12 @@ class Portal:
             self._tasks[task] = running
             task.add_done_callback(lambda task: self._tasks.pop(task, None))
 
+        # The caller's context variables come along (traces), but for the one that says which backend it runs on.
+        context = contextvars.copy_context()
+        if "sniffio" in sys.modules:
+            context.run(sys.modules["sniffio"].current_async_library_cvar.set, None)
         try:
-            self.loop.call_soon_threadsafe(begin)
+            self.loop.call_soon_threadsafe(begin, context=context)
         except RuntimeError as error:
             raise PoolClosed("The interpreter is ending, and sandboxkit has closed.") from error
         return running

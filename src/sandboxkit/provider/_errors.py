@@ -130,7 +130,7 @@ def translated(
     if isinstance(error, e2b.TimeoutException) or is_connection_lost(error):
         return ProviderUnavailable(_unreachable(error, where), sandbox_id=sandbox_id, status=None)
     status = getattr(error, "status_code", None)
-    if isinstance(status, int) and status in {502, 504}:
+    if isinstance(status, int) and status >= 500:
         return ProviderUnavailable(f"The service cannot serve ({where}): {error}", sandbox_id=sandbox_id, status=status)
     return ProviderError(f"The service answered with an error ({where}): {error}", sandbox_id=sandbox_id, status=status)
 

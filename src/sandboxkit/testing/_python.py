@@ -253,7 +253,7 @@ class _Cell:
     def display(self, value: object, *, is_main_result: bool = False) -> None:
         as_html = getattr(value, "_repr_html_", None)
         result = Result(
-            text=repr(value),
+            text=repr(value)[1:-1] if isinstance(value, str) else repr(value),  # without quotes, as E2B's
             html=as_html() if callable(as_html) else None,
             json=value if isinstance(value, dict | list) else None,
             is_main_result=is_main_result,

@@ -168,7 +168,7 @@ async def create_sets_metadata_and_environment(provider: Provider, *, template: 
         _must(not await _listed(provider, tag | {"other": "x"}), "All pairs must be there.")
         _must(not await _listed(provider, {CHECK_TAG: "other"}), "Another value does not match.")
         ran = await sandbox.run_code("import os\nos.environ['GREETING']")
-        _must(ran.text == "'hello world'", "Code sees the sandbox's environment.")
+        _must(ran.text == "hello world", "Code sees the sandbox's environment.")
         done = await sandbox.run_command('echo "$GREETING"')
         _must(done.stdout == "hello world\n", "Commands see the sandbox's environment.")
 
@@ -201,6 +201,7 @@ async def code_keeps_its_state(provider: Provider, *, template: str = CODE_INTER
         second = await sandbox.run_code("print('out')\nx + 1")
         _must(second.text == "21", "Variables live on, and the last expression is the result.")
         _must(second.stdout == "out\n" and second.stderr == "", "Standard output is in the result.")
+        _must((await sandbox.run_code("'text'")).text == "text", "The text of a string has no quotes, as E2B's.")
         _must(isinstance(second.count, int) and second.count > (first.count or 0), "Runs are counted.")
 
 
@@ -233,7 +234,7 @@ async def code_tells_callbacks_in_order(provider: Provider, *, template: str = C
 
     async with _sandbox(provider, template) as sandbox:
         await sandbox.run_code("for n in range(3):\n    print(n)\n'last'", on_stdout=on_stdout, on_result=on_result)
-    _must("".join(told) == "0\n1\n2\nresult 'last'", f"Callbacks are called in order, and awaited: {told}.")
+    _must("".join(told) == "0\n1\n2\nresult last", f"Callbacks are called in order, and awaited: {told}.")
 
 
 @_check
@@ -288,7 +289,7 @@ async def code_is_interrupted_when_cancelled(provider: Provider, *, template: st
             with anyio.fail_after(20):
                 await started.wait()
             group.cancel_scope.cancel()
-        _must((await sandbox.run_code("'free'", timeout=20)).text == "'free'", "The next run is not kept waiting.")
+        _must((await sandbox.run_code("'free'", timeout=20)).text == "free", "The next run is not kept waiting.")
 
 
 @_check
@@ -328,7 +329,7 @@ async def code_has_an_environment_of_its_own(provider: Provider, *, template: st
     """`envs` of a run are seen by that run only."""
     async with _sandbox(provider, template) as sandbox:
         ask = "import os\nos.environ.get('ONCE')"
-        _must((await sandbox.run_code(ask, envs={"ONCE": "1"})).text == "'1'", "The run sees its environment.")
+        _must((await sandbox.run_code(ask, envs={"ONCE": "1"})).text == "1", "The run sees its environment.")
         _must((await sandbox.run_code(ask)).text is None, "The next run does not.")
 
 
@@ -431,7 +432,7 @@ async def commands_output_has_a_bound(provider: Provider, *, template: str = COD
             lambda: sandbox.run_command("echo HEAD; yes", max_output=50_000, timeout=30),
             "Endless output is ended.",
         )
-        _must(error.head.startswith("HEAD\n") and error.tail.endswith("y\n"), "Head and tail are kept.")
+        _must(error.head.startswith("HEAD\n") and "y\ny\n" in error.tail, "Head and tail are kept.")
 
 
 @_check
