@@ -129,6 +129,22 @@ def test_a_part_without_a_name_is_refused(http: httpx.Client) -> None:
     assert answer.json()["message"] == "path query parameter is required for raw body upload"
 
 
+def test_a_name_that_is_not_utf8_is_used_and_told(envd: Any, http: httpx.Client) -> None:
+    """A part's file name is bytes: the file lies under just these, and an error that names it is still JSON."""
+    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a\xff"\r\n\r\n'
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    written = http.post("/files", content=head + b"x\r\n--b--\r\n", headers=headers)
+    assert written.json()[0]["name"] == "a\ufffd"
+    path = os.fsencode(envd.home) + b"/a\xff"
+    with open(path, "rb") as file:
+        assert file.read() == b"x"
+    os.unlink(path)
+    os.mkdir(path)
+    refusal = http.post("/files", content=head + b"x\r\n--b--\r\n", headers=headers)
+    assert refusal.status_code == 400
+    assert refusal.json()["message"].startswith("path is a directory")
+
+
 def test_what_is_no_file_is_refused_without_blocking(envd: Any, http: httpx.Client) -> None:
     """Directories, FIFOs, sockets and devices are 400 both ways, at once; a file in the way is told."""
     os.mkfifo(envd.home / "fifo")

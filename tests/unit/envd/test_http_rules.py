@@ -115,6 +115,12 @@ def test_a_client_that_has_the_file_is_told_so() -> None:
     assert not unchanged({}, FILE)
 
 
+@pytest.mark.parametrize("mtime_ns", [-(2**63), -1, 0, 2**63 - 1, 10**21])
+def test_any_time_is_a_date(mtime_ns: int) -> None:
+    """A file may claim any time; its date stays one that HTTP can say."""
+    assert FileFacts(size=0, mtime_ns=mtime_ns, inode=1).last_modified.endswith(" GMT")
+
+
 @pytest.mark.parametrize(
     ("path", "header"),
     [

@@ -15,6 +15,7 @@ from sandboxkit.local import _answers
 from sandboxkit.local._sandbox import SandboxSettings
 from sandboxkit.local.envd._access import Denied, Operation, Signer, refused_user
 from sandboxkit.local.envd._download import download
+from sandboxkit.local.envd._entries import text
 from sandboxkit.local.envd._http import Body, ClientGone, Refused
 from sandboxkit.local.envd._paths import BadPath, resolve
 from sandboxkit.local.envd._upload import Upload
@@ -83,7 +84,7 @@ class Files:
             else:
                 await Response(status_code=405, headers={"Allow": "GET, HEAD, POST"})(scope, receive, send)
         except Refused as refusal:
-            await _answers.error(refusal.status, refusal.message)(scope, receive, send)
+            await _answers.error(refusal.status, text(refusal.message))(scope, receive, send)
         except AgentLost:
             await self._lost()(scope, receive, send)
         except ClientGone:

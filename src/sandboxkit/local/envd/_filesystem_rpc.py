@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from sandboxkit.local._sandbox import SandboxSettings
-from sandboxkit.local.envd._connect import ConnectError, invalid
+from sandboxkit.local.envd._connect import ConnectError, dump, invalid
 from sandboxkit.local.envd._entries import entry_info
 from sandboxkit.local.envd._paths import BadPath, resolve
 from sandboxkit.local.envd._proto_json import Message
@@ -85,12 +85,12 @@ class FilesystemService:
                     raise ConnectError("failed_precondition", f'cyclic symlink or chain of links at "{path}"') from None
             raise from_agent(error, f"error reading directory {path}") from None
         # envd walks depth first, names in order; components compare as a walk meets them.
-        found.sort(key=_walk_order)
-        entries: list[dict[str, object]] = []
+        await asyncio.to_thread(found.sort, key=_walk_order)
+        parts = []
         for at in range(0, len(found), _AT_ONCE):
-            entries += map(entry_info, found[at : at + _AT_ONCE])
+            parts += [dump(entry_info(entry)) for entry in found[at : at + _AT_ONCE]]
             await asyncio.sleep(0)
-        return {"entries": entries}
+        return b'{"entries":[%b]}' % b",".join(parts)
 
     async def _remove(self, message: Message, call: Call) -> Answer:
         path = self._path(message, "path")

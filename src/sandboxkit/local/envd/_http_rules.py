@@ -11,6 +11,7 @@ from typing import Final
 from urllib.parse import quote
 
 _CONDITIONS: Final = ("range", "if-modified-since", "if-none-match", "if-range")
+_LAST_SECOND: Final = 253_402_300_799
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z{}]+")
 
 
@@ -36,7 +37,8 @@ class FileFacts:
 
     @property
     def last_modified(self) -> str:
-        return formatdate(self.mtime_ns // 1_000_000_000, usegmt=True)
+        # Held within the years that a date of HTTP can say: the sandbox may give its files any time.
+        return formatdate(min(max(self.mtime_ns // 1_000_000_000, 0), _LAST_SECOND), usegmt=True)
 
 
 def use_gzip(headers: Mapping[str, str]) -> bool:

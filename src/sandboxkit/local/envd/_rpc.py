@@ -43,7 +43,9 @@ from sandboxkit.local.envd._http import ClientGone, until_gone
 from sandboxkit.local.envd._proto_json import Message
 from sandboxkit.local.isolation._base import AgentError, AgentLost
 
-Answer = Mapping[str, object]
+Answer = Mapping[str, object] | bytes
+"""A message, or its JSON where it is large enough to have been made bit by bit."""
+
 Emit = Callable[[bytes], Awaitable[None]]
 """Sends one message, given as JSON, and waits until the client takes more."""
 
@@ -175,10 +177,14 @@ class _Exchange:
 
     async def only_message(self) -> Message:
         """The one message of a server stream's request."""
-        found = [message async for message in self.messages()]
-        if len(found) != 1:
-            raise invalid(f"protocol error: one request message is expected, {len(found)} came")
-        return found[0]
+        found: Message | None = None
+        async for message in self.messages():
+            if found is not None:
+                raise invalid("protocol error: one request message is expected, more came")
+            found = message
+        if found is None:
+            raise invalid("protocol error: one request message is expected, none came")
+        return found
 
     async def while_connected(self, work: Coroutine[object, object, _T], timeout: float | None) -> _T:
         """Do the work, but no longer than the client is there and the deadline allows."""
@@ -200,11 +206,12 @@ class _Exchange:
         await self._write(envelope(payload), more=True)
 
     async def answer(self, answer: Answer) -> None:
+        payload = answer if isinstance(answer, bytes) else dump(answer)
         if self._stream:
-            await self.emit(dump(answer))
+            await self.emit(payload)
             await self.finish()
         else:
-            await _json(dump(answer), 200)(self._scope, self._receive, self._send)
+            await _json(payload, 200)(self._scope, self._receive, self._send)
 
     async def finish(self) -> None:
         await self._write(end_of_stream(), more=False)

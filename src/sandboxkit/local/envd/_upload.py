@@ -110,8 +110,8 @@ class Upload:
                 file.close()
 
     def _part_path(self, filename: str | None) -> str:
-        asked = filename if self._path is None else self._path
-        if not asked:
+        asked = (filename or None) if self._path is None else self._path
+        if asked is None:
             raise Refused(400, "error getting multipart custom part file name: the part has no filename")
         path = self._resolve(asked)
         if path in self._done:
