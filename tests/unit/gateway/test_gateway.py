@@ -154,17 +154,18 @@ def test_malformed_requests_are_answered_in_json(shared_hollow: Any, request_byt
     assert shared_hollow.client.get("/health").status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("beginning", "more"),
     [
-        (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: aaaaaaaaaaaaaaaa\r\n" * 2900, b"X: a\r\n" * 1500),
-        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 60_000, b"a" * 8000),
-        (b"GET /" + b"a" * 60_000, b"a" * 8000),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n", b"X: aaaaaaaaaaaaaaaa\r\n" * 200),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ", b"a" * 4000),
+        (b"GET /", b"a" * 4000),
     ],
 )
 def test_endless_headers_are_cut_off(shared_hollow: Any, beginning: bytes, more: bytes) -> None:
     """Many headers, one that never ends, a request line that never ends: 431 in JSON, not a growing engine."""
-    head, _, body = raw(shared_hollow, beginning, more).partition(b"\r\n\r\n")
+    head, _, body = raw(shared_hollow, beginning, *[more] * 40).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 431 ")
     assert json.loads(body)["code"] == 431
     assert shared_hollow.client.get("/health").status_code == 200

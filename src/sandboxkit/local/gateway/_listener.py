@@ -25,61 +25,78 @@ KEEP_ALIVE = 330
 CLOSE_TIMEOUT = 2
 """Seconds that open responses get when the engine ends; their sandboxes are gone by then."""
 
+LINGER = 1.0
+"""Seconds that a refused client may go on sending, unread, before its connection is closed."""
+
+TOO_LONG = "The request's headers are too long"
+
 BACKLOG = 1024
 
 
 class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's protocol, except that endless headers are cut off and that refusals are JSON."""
 
+    _in_head = False
     _head = 0
-    _in_head = True
+    """Bytes of this request's head that the parser has understood."""
+    _received = 0
+    """Bytes that came for it; the parser keeps an unfinished header to itself, so that `_head` misses that."""
+    _piece = 0
+    """Bytes that a request which begins in this piece has of it; none after the end of another one, to be lenient."""
     _is_too_long = False
+    _is_refused = False
 
     def data_received(self, data: bytes) -> None:
-        before = self._head
+        if self._is_refused:
+            return
+        self._piece = len(data)
+        self._received += len(data)
         super().data_received(data)
-        # The parser keeps an unfinished header to itself, so that its callbacks alone do not see all that came.
-        if self._in_head and self._head == before:
-            self._head += len(data)
-            if self._head > HEADER_LIMIT:
-                self._is_too_long = True
-                self.send_400_response("")
+        if self._in_head and self._received > HEADER_LIMIT:
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, TOO_LONG)
 
     def on_message_begin(self) -> None:
-        self._in_head, self._head = True, 0
+        self._in_head, self._head, self._received = True, 0, self._piece
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        self._count(url)
+        self._count(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(name + value)
+        self._count(len(name) + len(value) + len(b": \r\n"))
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         super().on_headers_complete()
 
+    def on_message_complete(self) -> None:
+        self._piece = 0
+        super().on_message_complete()
+
     def send_400_response(self, msg: str) -> None:
         if self._is_too_long:
-            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The request's headers are too long")
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, TOO_LONG)
         else:
             self._refuse(HTTPStatus.BAD_REQUEST, msg)
 
-    def _count(self, data: bytes) -> None:
-        self._head += len(data)
+    def _count(self, size: int) -> None:
+        self._head += size
         if self._head > HEADER_LIMIT:
             self._is_too_long = True
             raise ValueError("headers too long")  # the parser ends here, and data_received answers
 
     def _refuse(self, status: HTTPStatus, message: str) -> None:
-        if self.transport.is_closing():
+        if self._is_refused or self.transport.is_closing():
             return
+        self._is_refused = True
         body = b'{"code":%d,"message":"%s"}' % (status, message.encode())
         head = b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
         self.transport.write(head % (status, status.phrase.encode(), len(body)) + body)
-        self.transport.close()
+        # Closing while the client still sends would reset the connection, and the answer would be lost to it.
+        self.transport.write_eof()
+        self.loop.call_later(LINGER, self.transport.close)
 
 
 class Server(uvicorn.Server):
