@@ -385,11 +385,7 @@ class Call(Generic[T]):
 
         running = self._portal.start(pump, self._post)
         try:
-            while True:
-                message = self._next()
-                if isinstance(message, _Done):
-                    message.unwrap()
-                    return
+            while not isinstance(message := self._next(), _Done):
                 if isinstance(message, _CallBack | _Told):
                     message.carry_out()
                 else:
@@ -398,6 +394,7 @@ class Call(Generic[T]):
         except BaseException:
             self._leave(running)
             raise
+        message.unwrap()
 
     def _next(self, timeout: float | None = None) -> _Message:
         while True:
