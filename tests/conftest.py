@@ -234,6 +234,18 @@ def _python_for_anybody() -> tuple[str, dict[str, str]] | None:
     return None
 
 
+@pytest.fixture(scope="session")
+def ordinary_user() -> tuple[str, dict[str, str], dict[str, Any]]:
+    """How to start Python as an ordinary user, also where root runs the tests: the program, its environment, and the
+    options of `subprocess.run`."""
+    if os.getuid() != 0:
+        return sys.executable, dict(os.environ), {}
+    found = _python_for_anybody()
+    if found is None:
+        pytest.skip("no Python of this version that an ordinary user can start")
+    return found[0], {**os.environ, **found[1]}, {"user": ORDINARY_UID, "group": ORDINARY_UID, "extra_groups": []}
+
+
 @pytest.fixture
 def box_runner(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Any]:
     """Run an `async def` of the test's own file with real boxes, in a process of its own, and return what it returns.

@@ -17,7 +17,7 @@ import click
 from sandboxkit._types import CODE_INTERPRETER, Execution
 from sandboxkit.cli._processes import Watch
 from sandboxkit.cli._templates import progress
-from sandboxkit.errors import IsolationUnavailable, PathEscape, SandboxkitError, TemplateNotBuilt
+from sandboxkit.errors import PathEscape, SandboxkitError, TemplateNotBuilt
 from sandboxkit.fragment import Fragment, FragmentResult
 
 if TYPE_CHECKING:
@@ -71,16 +71,20 @@ def demo() -> None:
     Builds the interpreter's environment when it is missing (once, a minute or two). Writes one chart into the current
     directory and leaves nothing running.
     """
-    _require_isolation()
-    _build()
     from sandboxkit import SandboxPool
-    from sandboxkit.local._child import stop_engines
+    from sandboxkit.local._child import start_engine, stop_engines
 
     watch = Watch()
+    started = time.monotonic()
+    # The pool would start it too. But where this machine cannot isolate, this is where that shows, with the remedy,
+    # and it should show before anything is built.
+    start_engine()
+    _say("engine", f"started on this machine in {_since(started)}")
+    _build()
     with SandboxPool(endpoint="local", name="demo") as pool:
         started = time.monotonic()
         with pool.session("demo") as session:
-            _say("sandbox", f"{session.sandbox_id}, ready after {_since(started)} (the engine's start included)")
+            _say("sandbox", f"{session.sandbox_id}, made in {_since(started)}")
             _first_fragment(session)
         with pool.session("demo") as session:
             _second_fragment(session)
@@ -93,19 +97,6 @@ def demo() -> None:
         raise SandboxkitError(f"All is closed, but of {count} processes these still run: {left}.")
     _say("closed", f"nothing is left running: the {count} processes of sandbox and engine have ended")
     _say("next", "sandboxkit run FILE.py runs a program of yours; the README shows the same from Python")
-
-
-def _require_isolation() -> None:
-    """Stop before anything slow where this machine forbids what isolation needs.
-
-    Raises:
-        IsolationUnavailable: with the first fix that `sandboxkit doctor` names.
-    """
-    from sandboxkit.local.isolation._doctor import checks
-
-    for check in checks():
-        if check.status == "fail":
-            raise IsolationUnavailable(f"No sandbox can run here: {check.name}: {check.detail}.", remedy=check.fix)
 
 
 def _build() -> None:

@@ -30,15 +30,20 @@ MARGIN = 120.0
 """Seconds that the sandbox outlives the program's time limit: for its creation, the upload, and the end."""
 
 
+class _UsageError(click.UsageError):
+    """A usage error that is a failure of ours: click's own exit code, 2, may be the program's."""
+
+    exit_code = FAILED
+
+
 class _Command(click.Command):
-    """A command whose usage errors are failures of ours: 2, click's own code, may be the program's."""
+    """A command whose usage errors end with our exit code."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
-            error.exit_code = FAILED
-            raise
+            raise _UsageError(error.format_message(), ctx=ctx) from None
 
 
 def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
