@@ -208,11 +208,18 @@ class Usage:
 class Box(Protocol):
     """One live box."""
 
-    box_id: str
-    agent: Agent
-    limits: tuple[LimitInForce, ...]
-    ended: asyncio.Future[BoxEnd]
-    """Done once the box's last process is gone, whoever ended it."""
+    @property
+    def box_id(self) -> str: ...
+
+    @property
+    def agent(self) -> Agent: ...
+
+    @property
+    def limits(self) -> tuple[LimitInForce, ...]: ...
+
+    @property
+    def ended(self) -> asyncio.Future[BoxEnd]:
+        """Done once the box's last process is gone, whoever ended it."""
 
     async def kill(self) -> None:
         """End it, and return when no process, mount, cgroup, directory or descriptor of it is left. Idempotent, and
