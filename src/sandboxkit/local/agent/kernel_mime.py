@@ -71,7 +71,8 @@ def _plain(value: Any, *, depth: int) -> Any:
     if value is None or isinstance(value, str | bool):
         return value
     if isinstance(value, int):
-        return int(value)
+        # Python itself does not read longer decimal numbers than some 4,300 digits.
+        return int(value) if value.bit_length() < 10_000 else hex(value)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if depth < 200:

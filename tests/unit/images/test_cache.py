@@ -1,0 +1,124 @@
+"""The cache of layers: whole or not at all, made once, removed only while nobody uses it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from sandboxkit.local.images import _cache
+
+
+def fill(working: Path) -> None:
+    """Make a layer of one file."""
+    (working / "file").write_text("x" * 8192)
+
+
+def make(home: Path, name: str) -> Path:
+    """Make a layer of one file, if it is not there."""
+    return _cache.make_layer(home, name, fill, on_wait=lambda: None)
+
+
+def names(home: Path) -> set[str]:
+    """What lies in the cache, without the lock."""
+    return {path.name for path in (home / "layers").iterdir()} - {".lock"}
+
+
+def test_a_layer_is_made_once_and_found(tmp_path: Path) -> None:
+    """The second maker gets what the first one made."""
+    assert _cache.find_layer(tmp_path, "a") is None
+    layer = make(tmp_path, "a")
+    assert _cache.find_layer(tmp_path, "a") == layer
+    assert _cache.make_layer(tmp_path, "a", lambda working: pytest.fail("made again"), on_wait=lambda: None) == layer
+
+
+def test_a_maker_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    """A failure is raised as it is, and there is no layer, not even half of one."""
+
+    def fail(working: Path) -> None:
+        fill(working)
+        raise OSError("no more")
+
+    with pytest.raises(OSError, match="no more"):
+        _cache.make_layer(tmp_path, "a", fail, on_wait=lambda: None)
+    assert names(tmp_path) == set()
+    make(tmp_path, "a")
+
+
+def test_two_makers_at_once_make_one_layer(tmp_path: Path) -> None:
+    """The second one says that it waits, and then finds the layer made."""
+    begun, go = threading.Event(), threading.Event()
+    waited: list[str] = []
+
+    def slowly(working: Path) -> None:
+        begun.set()
+        assert go.wait(10)
+        fill(working)
+
+    first = threading.Thread(target=lambda: _cache.make_layer(tmp_path, "a", slowly, on_wait=lambda: None))
+    first.start()
+    assert begun.wait(10)
+
+    def wait() -> None:
+        waited.append("waited")
+        go.set()
+
+    _cache.make_layer(tmp_path, "a", lambda working: pytest.fail("made again"), on_wait=wait)
+    first.join()
+    assert waited == ["waited"]
+    assert names(tmp_path) == {"a"}
+
+
+@pytest.mark.slow
+def test_what_a_killed_maker_left_is_removed_and_never_used(tmp_path: Path) -> None:
+    """After a SIGKILL in the middle there is no layer; the next maker clears up and makes it."""
+    code = f"""
+import pathlib, sys, time
+from sandboxkit.local.images import _cache
+def make(working):
+    (working / "half").write_text("x")
+    print("begun", flush=True)
+    time.sleep(60)
+_cache.make_layer(pathlib.Path({str(tmp_path)!r}), "a", make, on_wait=lambda: None)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as maker:
+        assert maker.stdout is not None
+        assert maker.stdout.readline() == b"begun\n"
+        maker.send_signal(signal.SIGKILL)
+    assert _cache.find_layer(tmp_path, "a") is None
+    assert len(names(tmp_path)) == 1
+    layer = make(tmp_path, "a")
+    assert {path.name for path in layer.iterdir()} == {"file"}
+    assert names(tmp_path) == {"a"}
+
+
+def test_folders_are_open_to_everybody_whatever_the_umask(tmp_path: Path) -> None:
+    """Boxes run as another user, who has to get to the layer."""
+    before = os.umask(0o077)
+    try:
+        layer = make(tmp_path / "cache", "a")
+    finally:
+        os.umask(before)
+    for path in (layer, layer.parent, layer.parent.parent):
+        assert path.stat().st_mode & 0o777 == 0o755
+
+
+def test_prune_removes_the_least_recently_used_first_and_none_in_use(tmp_path: Path) -> None:
+    """Layers go oldest first until enough is free; one that is held stays, however old."""
+    for age, name in enumerate(["new", "old", "oldest"]):
+        os.utime(make(tmp_path, name), (1_000_000 - age, 1_000_000 - age))
+    size = 8192
+    with _cache.hold_layer(tmp_path / "layers" / "old"):
+        os.utime(tmp_path / "layers" / "old", (1, 1))
+        assert _cache.prune_layers(tmp_path, keep_bytes=2 * size) == size
+        assert names(tmp_path) == {"new", "old"}
+        assert _cache.prune_layers(tmp_path, keep_bytes=0) == size
+        assert names(tmp_path) == {"old"}
+    assert _cache.prune_layers(tmp_path, keep_bytes=0) == size
+    assert names(tmp_path) == set()
+    assert _cache.prune_layers(tmp_path / "nothing", keep_bytes=0) == 0
