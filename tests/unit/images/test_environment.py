@@ -131,7 +131,9 @@ def test_a_package_without_a_wheel_is_refused(tmp_path: Path, monkeypatch: pytes
     with tarfile.open(source, "w:gz") as archive:
         for name, content in {
             "small-1.0/PKG-INFO": "Metadata-Version: 2.1\nName: small\nVersion: 1.0\n",
-            "small-1.0/setup.py": f"open({str(ran)!r}, 'w').close()\nfrom setuptools import setup\nsetup(name='small')\n",
+            # A build that needs nothing but the package itself, so that only a refusal keeps it from running.
+            "small-1.0/pyproject.toml": "[build-system]\nrequires=[]\nbuild-backend='back'\nbackend-path=['.']\n",
+            "small-1.0/back.py": f"open({str(ran)!r}, 'w').close()\n",
         }.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
