@@ -127,7 +127,7 @@ def _isolation() -> Iterator[Line]:
     from sandboxkit.local.isolation._doctor import checks
 
     for check in checks():
-        yield Line(name=check.name, status=check.state, detail=check.detail, fix=check.fix)
+        yield Line(name=check.name, status=check.status, detail=check.detail, fix=check.fix)
 
 
 def _installer() -> Line:
