@@ -111,6 +111,7 @@ def remove_tree(path: bytes) -> Steps:
         return [1]
     top = open_directory(path, None)
     lifted = 0
+    more = False
     open_fds = [top]
     try:
         frames = [(top, b"", names_in(top))]
@@ -125,9 +126,9 @@ def remove_tree(path: bytes) -> Steps:
                     os.close(directory)
                     with suppress(FileNotFoundError):
                         os.rmdir(name, dir_fd=parent)
-                elif lifted:
+                elif more:
                     frames = [(top, b"", names_in(top))]
-                    lifted = 0
+                    more = False
                 continue
             child = names.pop()
             try:
@@ -139,7 +140,8 @@ def remove_tree(path: bytes) -> Steps:
                 continue
             if len(frames) >= DEPTH_OF_DESCRIPTORS:
                 os.close(inner)
-                lifted += 1
+                lifted += 1  # never reused: an earlier one may just be on its way out
+                more = True
                 place = b".sandboxkit-lifted-%d-%d" % (os.getpid(), lifted)
                 os.rename(child, place, src_dir_fd=directory, dst_dir_fd=top)
                 continue

@@ -35,6 +35,7 @@ from sandboxkit.local.isolation._base import (
     Usage,
 )
 from sandboxkit.local.isolation._bubblewrap import BubblewrapIsolation, release
+from sandboxkit.local.isolation._doctor import Check, checks
 from sandboxkit.local.isolation._namespace import EngineNamespace, enter
 from sandboxkit.local.isolation._stale import reap_stale
 
@@ -53,6 +54,7 @@ __all__ = [
     "BoxEnd",
     "BoxSpec",
     "BubblewrapIsolation",
+    "Check",
     "EngineNamespace",
     "Entry",
     "ExitStatus",
@@ -62,6 +64,7 @@ __all__ = [
     "Limits",
     "Process",
     "Usage",
+    "checks",
     "enter",
     "reap_stale",
     "release",

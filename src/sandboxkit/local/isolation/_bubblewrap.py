@@ -14,6 +14,7 @@ from sandboxkit.local.isolation import _argv, _kernel, _runtime, _seccomp
 from sandboxkit.local.isolation._base import BoxEnd, BoxSpec, Layer, Limits
 from sandboxkit.local.isolation._box import BubblewrapBox
 from sandboxkit.local.isolation._cgroup1 import BoxCgroups
+from sandboxkit.local.isolation._cgroup2 import BoxCgroup2
 from sandboxkit.local.isolation._limits import Cgroup
 from sandboxkit.local.isolation._namespace import EngineNamespace
 from sandboxkit.local.isolation._remedies import MISSING_BWRAP, host_facts, remedy
@@ -79,9 +80,9 @@ class BubblewrapIsolation:
             raise ValueError(f"box_id {spec.box_id!r} is malformed or in use")
         if self._bwrap is None or self._closed:
             raise EngineUnavailable("The isolation is not started, or closed.", sandbox_id=spec.box_id)
-        cgroup: Cgroup | None = BoxCgroups(self._namespace.cgroups, spec.box_id) if self._namespace.cgroups else None
+        cgroup, version = self._cgroup(spec.box_id)
         directory = self._namespace.runtime / "boxes" / spec.box_id
-        box = BubblewrapBox(spec, directory=directory, cgroup=cgroup, version=1, on_ended=self._ended)
+        box = BubblewrapBox(spec, directory=directory, cgroup=cgroup, version=version, on_ended=self._ended)
         self._boxes[spec.box_id] = box
         try:
             try:
@@ -106,6 +107,14 @@ class BubblewrapIsolation:
             *(box.end(BoxEnd("engine", "the engine was closed")) for box in tuple(self._boxes.values()))
         )
         await self._watchdog.aclose()
+
+    def _cgroup(self, box_id: str) -> tuple[Cgroup | None, int]:
+        """The best cgroup that this engine can make, and its version."""
+        if self._namespace.cgroup2 is not None:
+            return BoxCgroup2(self._namespace.cgroup2, box_id), 2
+        if self._namespace.cgroups:
+            return BoxCgroups(self._namespace.cgroups, box_id), 1
+        return None, 0
 
     def _ended(self, box_id: str) -> None:
         self._boxes.pop(box_id, None)

@@ -7,6 +7,7 @@ engine makes one below that for each box. A process may be moved by the engine s
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ def make_parents(name: str, uid: int) -> tuple[Parent, ...]:
     """As root: make this engine's directories. Controllers that are missing or refuse are left out."""
     parents = []
     for controllers, base in _bases():
-        path = base / _directory(name)
+        path = base / directory_name(name)
         try:
             path.mkdir(exist_ok=True)
             os.chown(path, uid, uid)
@@ -48,10 +49,10 @@ def make_parents(name: str, uid: int) -> tuple[Parent, ...]:
 def remove_parents(name: str) -> None:
     """Remove an engine's directories and those of its boxes, as far as they are empty and may be removed."""
     for _controllers, base in _bases():
-        path = base / _directory(name)
-        for box in (entry for entry in _subdirectories(path)):
-            _remove(box)
-        _remove(path)
+        path = base / directory_name(name)
+        for box in (entry for entry in subdirectories(path)):
+            remove_directory(box)
+        remove_directory(path)
 
 
 class BoxCgroups:
@@ -109,7 +110,7 @@ class BoxCgroups:
     def remove(self) -> None:
         """Remove the directories, once the last process is gone."""
         for path in self._distinct:
-            _remove(path)
+            remove_directory(path)
 
     def _write(self, controller: str, name: str, value: int) -> None:
         (self._paths[controller] / name).write_text(str(value))
@@ -144,18 +145,20 @@ def _bases() -> list[tuple[tuple[str, ...], Path]]:
     return bases
 
 
-def _directory(name: str) -> str:
+def directory_name(name: str) -> str:
+    """What an engine's directory is called."""
     return f"sandboxkit-{name}"
 
 
-def _subdirectories(path: Path) -> list[Path]:
+def subdirectories(path: Path) -> list[Path]:
+    """The directories in a cgroup; none when it is not there."""
     try:
         return [Path(entry.path) for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
     except OSError:
         return []
 
 
-def _remove(path: Path) -> None:
+def remove_directory(path: Path) -> None:
     """rmdir; the kernel says busy for a moment after the last process was reaped."""
     for _attempt in range(50):
         try:
@@ -163,7 +166,7 @@ def _remove(path: Path) -> None:
         except FileNotFoundError:
             return
         except OSError as error:
-            if error.errno != 16:
+            if error.errno != errno.EBUSY:
                 return
             time.sleep(0.001)
         else:

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandboxkit.errors import ConfigurationError, IsolationUnavailable
-from sandboxkit.local.isolation import _cgroup1, _kernel, _runtime
+from sandboxkit.local.isolation import _cgroup1, _cgroup2, _kernel, _runtime
 from sandboxkit.local.isolation._expose import expose
 from sandboxkit.local.isolation._remedies import host_facts, remedy
 from sandboxkit.local.isolation._stale import LOCK, clean_engine, reap_stale
@@ -50,6 +50,8 @@ class EngineNamespace:
     started_as_root: bool
     cgroups: tuple[_cgroup1.Parent, ...]
     """cgroup v1 directories that root has given to this engine; empty for an ordinary user."""
+    cgroup2: Path | None
+    """The cgroup v2 directory that boxes are made in, where there is one; it goes before version 1."""
 
 
 def enter(state_dir: str | os.PathLike[str], *, readable: Sequence[str] = ()) -> EngineNamespace:
@@ -79,7 +81,9 @@ def enter(state_dir: str | os.PathLike[str], *, readable: Sequence[str] = ()) ->
     parents: tuple[_cgroup1.Parent, ...] = ()
     if started_as_root:
         parents = _cgroup1.make_parents(state.name, uid)
-        _become_unprivileged(state, uid, readable)
+        cgroup2 = _become_unprivileged(state, uid, readable)
+    else:
+        cgroup2 = _cgroup2.take_delegated(_cgroup2.own_group())
     try:
         _unshare(uid)
         runtime = _neutral_place([sys.prefix, sys.base_prefix, *sys.path, str(state), *readable])
@@ -94,7 +98,9 @@ def enter(state_dir: str | os.PathLike[str], *, readable: Sequence[str] = ()) ->
     # Boxes whose bubblewrap died are then our children, and can be waited for exactly.
     _kernel.prctl(_kernel.PR_SET_CHILD_SUBREAPER, 1)
     _held.append(lock)
-    return EngineNamespace(state_dir=state, runtime=runtime, uid=uid, started_as_root=started_as_root, cgroups=parents)
+    return EngineNamespace(
+        state_dir=state, runtime=runtime, uid=uid, started_as_root=started_as_root, cgroups=parents, cgroup2=cgroup2
+    )
 
 
 def _neutral_place(needed: Sequence[str]) -> Path:
@@ -136,11 +142,13 @@ def _take(state: Path, uid: int) -> int:
     return lock
 
 
-def _become_unprivileged(state: Path, uid: int, readable: Sequence[str]) -> None:
-    """Fork under supervision; in the child, make the way free for `uid` and become it."""
+def _become_unprivileged(state: Path, uid: int, readable: Sequence[str]) -> Path | None:
+    """Fork under supervision; in the child, make the way free for `uid` and become it. Returns the cgroup v2
+    directory for boxes, which only root can make and only the child may be moved into."""
     sys.stdout.flush()
     sys.stderr.flush()
     supervisor = fork_under_supervision(lambda: clean_engine(state))
+    cgroup2 = _cgroup2.make_parent(state.name, uid, _cgroup2.own_group())
     try:
         _kernel.unshare(_kernel.CLONE_NEWNS)
         _kernel.mount(None, "/", None, _kernel.MS_REC | _kernel.MS_PRIVATE)
@@ -157,6 +165,7 @@ def _become_unprivileged(state: Path, uid: int, readable: Sequence[str]) -> None
             f"The engine could not become uid {uid}: {error}.",
             remedy="Where this host maps fewer uids, set SANDBOXKIT_UID to an unused one that it has.",
         ) from error
+    return cgroup2
 
 
 def _unshare(uid: int) -> None:

@@ -11,7 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
-from sandboxkit.local.isolation import _cgroup1
+from sandboxkit.local.isolation import _cgroup1, _cgroup2
 
 LOCK = "lock"
 
@@ -45,4 +45,5 @@ def reap_stale(state_root: str | os.PathLike[str]) -> list[str]:
 def clean_engine(state: Path) -> None:
     """Remove one engine's cgroups and state directory. What has gone already is passed over."""
     _cgroup1.remove_parents(state.name)
+    _cgroup2.remove_parent(state.name)
     shutil.rmtree(state, ignore_errors=True)
