@@ -103,8 +103,7 @@ class PoolMachine(RuleBasedStateMachine):
         return [self.asked[t] for t in queued] + more
 
     def holders(self, slot: int) -> set[int]:
-        found = {t for t in self.holding - self.gone if isinstance(g := self.answer[t], Grant) and g.slot == slot}
-        return found
+        return {t for t in self.holding - self.gone if isinstance(g := self.answer[t], Grant) and g.slot == slot}
 
     # -- what callers do
 
