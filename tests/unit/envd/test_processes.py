@@ -220,14 +220,16 @@ def test_the_deadline_holds_after_the_client_has_gone(envd: Any, live: Callable[
 @pytest.mark.slow
 def test_a_client_that_hangs_up_does_not_kill(envd: Any, live: Callable[..., Live]) -> None:
     """The process goes on without a listener, its output discarded, and can be connected to."""
-    stream = live("Process/Start", bash("while [ ! -e go ]; do printf xxxxxxxxxx; done; sleep 0.1; echo last"))
+    script = "sleep 0.2; head -c 3000000 /dev/zero; touch wrote; while [ ! -e go ]; do sleep 0.02; done; echo last"
+    stream = live("Process/Start", bash(script))
     pid = next(stream)["event"]["start"]["pid"]
     stream.close()
+    until((envd.home / "wrote").exists)
     second = live("Process/Connect", {"process": {"pid": pid}})
     assert next(second) == {"event": {"start": {"pid": pid}}}
     (envd.home / "go").touch()
     rest = second.rest()
-    assert output(rest).endswith(b"last\n")
+    assert output(rest) == b"last\n"
     assert end(rest)["status"] == "exit status 0"
 
 
