@@ -301,6 +301,28 @@ def test_the_env_file_goes_even_if_the_engine_is_killed(config: EngineConfig, tm
     wait_until(lambda: not file.exists())
 
 
+def test_the_log_tells_no_secrets(config: EngineConfig) -> None:
+    """At its most talkative the log names sandboxes and templates, and no key, token, code, output or environment."""
+    values = {**json.loads(config.to_json()), "log_level": "debug"}
+    served = subprocess.Popen(
+        [sys.executable, "-m", "sandboxkit.local", "--child", "--config-json", json.dumps(values)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert served.stdout is not None
+    endpoint = json.loads(served.stdout.readline())["endpoint"]
+    sandbox = e2b.Sandbox.create(envs={"PASSWORD": "hunter2"}, metadata={"note": "private"}, **endpoint)
+    assert sandbox.commands.run("echo tell$((40 + 2))tale").stdout == "tell42tale\n"
+    sandbox.files.write("diary.txt", "dear diary")
+    sandbox.kill()
+    _, log = served.communicate(timeout=15)
+    assert sandbox.sandbox_id in log
+    secrets = [endpoint["api_key"], str(sandbox._envd_access_token), "hunter2", "private", "tell42", "diary", "echo"]
+    assert [secret for secret in secrets if secret in log] == []
+
+
 def test_an_env_file_that_cannot_be_written_is_named(config: EngineConfig, tmp_path: Path) -> None:
     """The engine does not start without what its starter asked for."""
     file = tmp_path / "nosuch" / "engine.env"

@@ -38,5 +38,10 @@ def configure(level: str) -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    # The gateway ends a response short when its sandbox is lost; it has said so itself.
-    return record.msg not in ("ASGI callable returned without completing response.", "Invalid HTTP request received.")
+    # The gateway ends a response short when its sandbox is lost, and says nothing to a client that has gone.
+    return record.msg not in (
+        "ASGI callable returned without completing response.",
+        "ASGI callable returned without starting response.",
+        "Invalid HTTP request received.",
+        "Unsupported upgrade request.",
+    )

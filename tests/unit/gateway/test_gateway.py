@@ -202,12 +202,30 @@ def test_a_second_engine_on_the_port_is_told(start_hollow: Callable[..., Any]) -
         start_hollow(port=port)
 
 
+@pytest.mark.slow
 def test_the_end_is_bounded_by_open_requests(hollow: Any) -> None:
     """A client that holds a request open does not hold up the end of the engine."""
     url = httpx.URL(hollow.endpoint.api_url)
-    with socket.create_connection((url.host, url.port or 80)) as connection:
-        connection.sendall(b"POST /v2/sandboxes HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n")
-        connection.sendall(b"X-API-KEY: %s\r\n\r\n{" % hollow.endpoint.api_key.encode())
+    with socket.create_connection((url.host, url.port or 80), timeout=10) as connection:
+        connection.sendall(_half_a_request(hollow))
         started = time.monotonic()
         hollow.stop()
         assert time.monotonic() - started < 6
+        assert connection.recv(4096).startswith(b"HTTP/1.1 503 ")
+
+
+def _half_a_request(hollow: Any) -> bytes:
+    head = b"POST /v2/sandboxes HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\nX-API-KEY: %s\r\n\r\n{"
+    return head % hollow.endpoint.api_key.encode()
+
+
+def test_a_client_that_hangs_up_is_no_error(hollow: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Half a request and then nothing: the engine neither answers nor complains, and goes on."""
+    url = httpx.URL(hollow.endpoint.api_url)
+    with socket.create_connection((url.host, url.port or 80), timeout=10) as connection:
+        connection.sendall(_half_a_request(hollow))
+    assert hollow.client.get("/health").status_code == 200
+    hollow.stop()
+    assert not [
+        record for record in caplog.records if record.name == "sandboxkit.local" and record.levelname == "ERROR"
+    ]

@@ -103,8 +103,7 @@ def read_create(
         idempotency_key=_idempotency_key(headers.get("idempotency-key")),
         fingerprint=hashlib.sha256(json.dumps([dialect, body], sort_keys=True).encode()).hexdigest(),
     )
-    if dialect == "v1":
-        _switch("secure", fields.pop("secure", None))  # every sandbox is
+    _switch("secure", fields.pop("secure", None))  # every sandbox is, here as at E2B
     _refuse_if_asked(fields, "autoPause", "a sandbox is killed at the end of its life, it cannot be paused yet")
     _switch("autoPauseMemory", fields.pop("autoPauseMemory", None))  # says how to pause, which nobody asked for
     resume = fields.pop("autoResume", None)

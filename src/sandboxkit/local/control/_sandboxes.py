@@ -208,7 +208,9 @@ class Sandboxes:
             self.lost(sandbox_id)
             raise no_such_sandbox(sandbox_id) from None
         at, (before, spent) = time.monotonic(), live.last_cpu
-        percent = 100.0 * max(0.0, usage.cpu_seconds - spent) / max(at - before, 0.001)
+        # Of all its CPUs together, as E2B counts: 100 is all of them busy.
+        cpus = self.get(sandbox_id).wanted.limits.cpus
+        percent = 100.0 * max(0.0, usage.cpu_seconds - spent) / max(at - before, 0.001) / cpus
         live.last_cpu = (at, usage.cpu_seconds)
         live.samples.append(Sample(time.time(), usage, percent))
         return list(live.samples)

@@ -13,6 +13,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from starlette.datastructures import QueryParams
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from sandboxkit.local import _answers as answers
@@ -68,6 +69,13 @@ class Gateway:
                 self._sandboxes.lost(sandbox_id)
             if not started:
                 await answers.sandbox_not_found(sandbox_id or "")(scope, receive, send)
+        except ClientDisconnect:
+            return  # it hung up in the middle of its request; there is nobody to tell
+        except asyncio.CancelledError:
+            # Only the HTTP server cancels, when the engine ends and a client keeps its request open.
+            if not started:
+                ending = answers.error(503, "The engine is shutting down", error_code="engine_closing")
+                await ending(scope, receive, send)
         except Exception as error:
             log(
                 logging.ERROR,
