@@ -9,10 +9,12 @@ every reply; what does not fit is `AgentLost`, and the box is then killed by its
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    import asyncio
 
 USER = "user"
 UID = 1000
