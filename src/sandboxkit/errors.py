@@ -243,6 +243,7 @@ class DependencyError(FragmentError):
     """The fragment's dependencies could not be installed. `dependencies` lists them."""
 
     code = "dependency_error"
+    dependencies: tuple[str, ...] = ()
 
 
 class AppStartFailed(FragmentError):
@@ -306,9 +307,10 @@ class ForkedProcess(SandboxkitError, RuntimeError):
 
 
 class SafeFSError(SandboxkitError):
-    """A file operation was refused or failed. `path` is the path as the caller gave it."""
+    """A file operation was refused or failed. `path` is the path as the caller gave it, of whatever type that is."""
 
     code = "safefs_error"
+    path: Any = None
 
 
 class PathError(SafeFSError, ValueError):

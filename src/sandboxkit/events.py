@@ -11,7 +11,8 @@ Names, in the order of a sandbox's life (the data that each carries is in bracke
     fragment.step [step, detail]  fragment.finished [duration]
     path.refused [path, code]
 
-No event carries code, output, environment values or keys.
+No event carries code, output, environment values or keys. One exception: the last event that `session.stream()`
+yields to its caller, and to nobody else, has the `FragmentResult` as `result`.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ async def test_errors_are_the_same_everywhere(session: AsyncSession) -> None:
     ):
         with pytest.raises(SafeFSError) as caught:
             await wrong
-        assert (type(caught.value), caught.value.path, caught.value.sandbox_id) == (error, path, session.sandbox_id)  # type: ignore[attr-defined]
+        assert (type(caught.value), caught.value.path, caught.value.sandbox_id) == (error, path, session.sandbox_id)
 
 
 async def test_files_move_and_copy(session: AsyncSession) -> None:

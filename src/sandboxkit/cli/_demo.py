@@ -66,10 +66,10 @@ FAIL = 'flown["altitude"].mean()'
 
 @click.command()
 def demo() -> None:
-    """Analyse a real data set in a sandbox on this machine: no account, no network, no Docker.
+    """Analyse a real data set in a sandbox on this machine: no account, no Docker, no network inside.
 
-    Builds the interpreter's environment when it is missing (once, a minute or two). Writes one chart into the current
-    directory and leaves nothing running.
+    Builds the interpreter's environment when it is missing (once, a minute or two, from the package index). Writes one
+    chart into the current directory and leaves nothing running.
     """
     from sandboxkit import SandboxPool
     from sandboxkit.local._child import start_engine, stop_engines

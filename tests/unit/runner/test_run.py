@@ -192,7 +192,7 @@ async def test_a_dependency_error_lists_the_dependencies(stage: Stage) -> None:
     with pytest.raises(FragmentError) as caught:
         await stage.run(code("1", dependencies=["numpy", "polars>=1"]))
     assert isinstance(caught.value, DependencyError)
-    assert caught.value.dependencies == ("numpy", "polars>=1")  # type: ignore[attr-defined]
+    assert caught.value.dependencies == ("numpy", "polars>=1")
 
 
 async def test_a_failed_write_runs_nothing(stage: Stage) -> None:
