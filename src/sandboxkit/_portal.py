@@ -26,8 +26,9 @@ import os
 import queue
 import sys
 import threading
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
 from types import TracebackType
@@ -36,13 +37,14 @@ from typing import Any, Generic, TypeVar
 import anyio
 import anyio.to_thread
 
+from sandboxkit._crossing import CallBack, Done, Item, Message, Post, Told
 from sandboxkit.errors import ConfigurationError, ForkedProcess, PoolClosed
 
 T = TypeVar("T")
 
 CANCEL_GRACE = 15.0
 """Seconds that a cancelled call may take to put things right; it then goes on without its caller."""
-EXIT_LIMIT = 20.0
+EXIT_LIMIT = 10.0
 """Seconds that closing may take at exit."""
 
 # Windows cannot interrupt a wait without a limit by Ctrl-C.
@@ -51,109 +53,10 @@ _WAKE_UP_AFTER = 0.25 if sys.platform == "win32" else None
 _logger = logging.getLogger("sandboxkit.portal")
 
 
-class _Done:
-    """The last message of a call: its value or its exception."""
-
-    def __init__(self, value: Any = None, error: BaseException | None = None) -> None:
-        self.value = value
-        self.error = error
-
-    def unwrap(self) -> Any:
-        if self.error is None:
-            return self.value
-        try:
-            raise self.error
-        finally:
-            self.error = None  # no cycle from the exception to this frame to the exception
-
-
-class _CallBack:
-    """A message in the middle of a call: the loop's task waits until the caller has run this."""
-
-    def __init__(self, func: Callable[[Any], object], argument: Any) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._reply: asyncio.Future[object] = self._loop.create_future()
-        self._func = func
-        self._argument = argument
-
-    async def answered(self) -> object:
-        return await self._reply
-
-    def carry_out(self) -> None:
-        try:
-            value = self._func(self._argument)
-            if inspect.iscoroutine(value):
-                value.close()
-                raise ConfigurationError("An asynchronous callback was given to a synchronous call; use a function.")
-        except Exception as error:
-            self._answer(error)
-        else:
-            self._answer(None)
-
-    async def carry_out_async(self) -> None:
-        try:
-            value = self._func(self._argument)
-            if inspect.isawaitable(value):
-                await value
-        except Exception as error:
-            self._answer(error)
-        else:
-            self._answer(None)
-
-    def refuse(self) -> None:
-        self._answer(ConfigurationError("The call that this callback belongs to was left."))
-
-    def _answer(self, error: Exception | None) -> None:
-        def settle() -> None:
-            if self._reply.done():
-                return
-            if error is None:
-                self._reply.set_result(None)
-            else:
-                self._reply.set_exception(error)
-
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and the task with it
-            self._loop.call_soon_threadsafe(settle)
-
-
-class _Told:
-    """A message in the middle of a call that nobody waits for."""
-
-    def __init__(self, func: Callable[[Any], object], argument: Any) -> None:
-        self._func = func
-        self._argument = argument
-
-    def carry_out(self) -> None:
-        try:
-            self._func(self._argument)
-        except Exception:
-            _logger.warning("a listener of events raised", exc_info=True)
-
-
-class _Item:
-    """A message of an iterator: one value; the task waits until the next is wanted."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-        self._loop = asyncio.get_running_loop()
-        self._wanted = asyncio.Event()
-
-    async def until_next_is_wanted(self) -> None:
-        await self._wanted.wait()
-
-    def want_next(self) -> None:
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._wanted.set)
-
-
-_Message = _Done | _CallBack | _Told | _Item
-_Post = Callable[[_Message], None]
-
-
 class _Running:
     """A call that the loop carries out."""
 
-    def __init__(self, portal: Portal, work: Callable[[], Awaitable[Any]], post: _Post) -> None:
+    def __init__(self, portal: Portal, work: Callable[[], Awaitable[Any]], post: Post) -> None:
         self._portal = portal
         self._work = work
         self._post = post
@@ -172,13 +75,13 @@ class _Running:
                 except asyncio.CancelledError:
                     raise
                 except BaseException as error:
-                    self.post(_Done(error=error))
+                    self.post(Done(error=error))
                 else:
-                    self.post(_Done(value))
+                    self.post(Done(value))
         finally:
-            self.post(_Done(error=PoolClosed("The call was cancelled: sandboxkit is closing.")))
+            self.post(Done(error=PoolClosed("The call was cancelled: sandboxkit is closing.")))
 
-    def post(self, message: _Done) -> None:
+    def post(self, message: Done) -> None:
         """Tell the caller how it ended, the first time."""
         if not self._is_posted:
             self._is_posted = True
@@ -225,7 +128,7 @@ class Portal:
                 "instance, and could never be answered. Make it from another thread."
             )
 
-    def start(self, work: Callable[[], Awaitable[Any]], post: _Post) -> _Running:
+    def start(self, work: Callable[[], Awaitable[Any]], post: Post) -> _Running:
         """Carry out `work`; what comes of it is posted, from the loop's thread."""
         self.check()
         running = _Running(self, work, post)
@@ -270,7 +173,7 @@ class Portal:
     def _at_exit(self) -> None:
         if os.getpid() != self._pid:
             return  # a fork's child: nothing here is its own
-        inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+        inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         with contextlib.suppress(PoolClosed, queue.Empty):
             self.start(self._close_everything, inbox.put)
             inbox.get(timeout=EXIT_LIMIT)
@@ -326,7 +229,7 @@ class Call(Generic[T]):
     def __init__(self, portal: Portal, *, discard: Callable[[T], Awaitable[object]] | None = None) -> None:
         self._portal = portal
         self._discard = discard
-        self._inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._is_over = False
 
     def back(self, func: Callable[[Any], object] | None) -> Callable[[Any], Awaitable[object]] | None:
@@ -340,7 +243,7 @@ class Call(Generic[T]):
         async def run_by_the_caller(argument: Any) -> object:
             if self._is_over:
                 return await anyio.to_thread.run_sync(func, argument)
-            message = _CallBack(func, argument)
+            message = CallBack(func, argument)
             self._inbox.put(message)
             return await message.answered()
 
@@ -350,10 +253,10 @@ class Call(Generic[T]):
         """The form of a listener that nobody waits for; it runs here, and what it raises is logged."""
         if func is None:
             return None
-        return lambda argument: self._inbox.put(_Told(func, argument))
+        return lambda argument: self._inbox.put(Told(func, argument))
 
-    def _post(self, message: _Message) -> None:
-        if isinstance(message, _Done):
+    def _post(self, message: Message) -> None:
+        if isinstance(message, Done):
             self._is_over = True
         self._inbox.put(message)
 
@@ -361,8 +264,8 @@ class Call(Generic[T]):
         """Carry out `func(*args, **kwargs)`, and return or raise what it did."""
         running = self._portal.start(partial(func, *args, **kwargs), self._post)
         try:
-            while not isinstance(done := self._next(), _Done):
-                if isinstance(done, _CallBack | _Told):
+            while not isinstance(done := self._next(), Done):
+                if isinstance(done, CallBack | Told):
                     done.carry_out()
         except BaseException:
             self._leave(running)
@@ -379,14 +282,14 @@ class Call(Generic[T]):
                 if inspect.isasyncgen(items):
                     await stack.enter_async_context(aclosing(items))
                 async for value in items:
-                    message = _Item(value)
+                    message = Item(value)
                     self._inbox.put(message)
                     await message.until_next_is_wanted()
 
         running = self._portal.start(pump, self._post)
         try:
-            while not isinstance(message := self._next(), _Done):
-                if isinstance(message, _CallBack | _Told):
+            while not isinstance(message := self._next(), Done):
+                if isinstance(message, CallBack | Told):
                     message.carry_out()
                 else:
                     yield message.value
@@ -396,7 +299,7 @@ class Call(Generic[T]):
             raise
         message.unwrap()
 
-    def _next(self, timeout: float | None = None) -> _Message:
+    def _next(self, timeout: float | None = None) -> Message:
         while True:
             try:
                 return self._inbox.get(timeout=_WAKE_UP_AFTER if timeout is None else timeout)
@@ -412,9 +315,9 @@ class Call(Generic[T]):
         with contextlib.suppress(queue.Empty):
             while True:
                 message = self._next(CANCEL_GRACE)
-                if isinstance(message, _CallBack):
+                if isinstance(message, CallBack):
                     message.refuse()
-                if isinstance(message, _Done):
+                if isinstance(message, Done):
                     break
             if message.error is None and message.value is not None and self._discard is not None:
                 Call[object](self._portal)(self._discard, message.value)
@@ -426,29 +329,31 @@ class Held(Generic[T]):
     def __init__(self, portal: Portal, manager: AbstractAsyncContextManager[T]) -> None:
         self._portal = portal
         self._manager = manager
-        self._entered: queue.SimpleQueue[_Message] = queue.SimpleQueue()
-        self._left: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+        self._entered: Future[T] = Future()
+        self._left: Future[bool | None] = Future()
         self._leave: asyncio.Future[tuple[Any, Any, Any]] | None = None
-        self._running: _Running | None = None
 
     def enter(self) -> T:
         """Enter it; if this is left by an exception (Ctrl-C), it is left again."""
-        self._running = self._portal.start(self._hold, self._entered.put)
+        running = self._portal.start(self._hold, lambda _: None)
         try:
-            while True:
-                with contextlib.suppress(queue.Empty):
-                    value: T = _unwrapped(self._entered.get(timeout=_WAKE_UP_AFTER))
-                    return value
+            return _waited_for(self._entered)
         except BaseException:
-            self._running.cancel()
-            with contextlib.suppress(queue.Empty):
-                self._entered.get(timeout=CANCEL_GRACE)
+            running.cancel()
+            with contextlib.suppress(FutureTimeout, Exception):
+                self._left.result(CANCEL_GRACE)
             raise
 
     async def _hold(self) -> None:
         self._leave = asyncio.get_running_loop().create_future()
-        value = await self._manager.__aenter__()
-        self._entered.put(_Done(value))
+        try:
+            value = await self._manager.__aenter__()
+        except BaseException as error:
+            failure = PoolClosed("Opening was cancelled.") if isinstance(error, asyncio.CancelledError) else error
+            self._left.set_result(None)
+            self._entered.set_exception(failure)
+            raise
+        self._entered.set_result(value)
         reason: tuple[Any, Any, Any] = (None, None, None)
         try:
             reason = await self._leave
@@ -457,15 +362,16 @@ class Held(Generic[T]):
             raise
         finally:
             try:
-                self._left.put(_Done(await self._manager.__aexit__(*reason)))
+                self._left.set_result(await self._manager.__aexit__(*reason))
             except BaseException as error:
-                self._left.put(_Done(error=error))
+                cancelled = isinstance(error, asyncio.CancelledError)
+                self._left.set_exception(PoolClosed("Closing was cancelled.") if cancelled else error)
                 raise
 
     def exit(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        """Leave it, with what was raised within."""
+        """Leave it, with what was raised within. What is left already says again how that went."""
         self._portal.check()
         leave = self._leave
         assert leave is not None, "enter() comes first"
@@ -476,91 +382,13 @@ class Held(Generic[T]):
 
         with contextlib.suppress(RuntimeError):
             self._portal.loop.call_soon_threadsafe(let_go)
-        while True:
-            with contextlib.suppress(queue.Empty):
-                suppressed: bool | None = _unwrapped(self._left.get(timeout=_WAKE_UP_AFTER))
-                return suppressed
+        return _waited_for(self._left)
 
 
-def _unwrapped(message: _Message) -> Any:
-    assert isinstance(message, _Done)
-    return message.unwrap()
-
-
-# -- from trio ----------------------------------------------------------------------------------------------------
-
-
-class TrioCall:
-    """One call from a trio task, with the callbacks that were given to it run by that task."""
-
-    def __init__(self, portal: Portal) -> None:
-        import trio
-
-        self._portal = portal
-        self._token = trio.lowlevel.current_trio_token()
-        self._run_finished = trio.RunFinishedError
-        self._messages: deque[_Message] = deque()
-        self._arrived = anyio.Event()
-
-    def back(self, func: Callable[[Any], object] | None) -> Callable[[Any], Awaitable[object]] | None:
-        """As `Call.back`."""
-        if func is None:
-            return None
-
-        async def run_by_the_caller(argument: Any) -> object:
-            message = _CallBack(func, argument)
-            self._post(message)
-            return await message.answered()
-
-        return run_by_the_caller
-
-    async def __call__(self, func: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any) -> T:
-        """As `Call.__call__`."""
-        running = self._portal.start(partial(func, *args, **kwargs), self._post)
+def _waited_for(future: Future[T]) -> T:
+    while True:
         try:
-            while not isinstance(message := await self._next(), _Done):
-                if isinstance(message, _CallBack):
-                    await message.carry_out_async()
-        except BaseException:
-            running.cancel()
-            with anyio.move_on_after(CANCEL_GRACE, shield=True):
-                while not isinstance(message := await self._next(), _Done):
-                    if isinstance(message, _CallBack):
-                        message.refuse()
-            raise
-        result: T = message.unwrap()
-        return result
-
-    def _post(self, message: _Message) -> None:
-        self._messages.append(message)
-        with contextlib.suppress(self._run_finished):
-            self._token.run_sync_soon(self._wake)
-
-    def _wake(self) -> None:
-        self._arrived.set()
-
-    async def _next(self) -> _Message:
-        while not self._messages:
-            self._arrived = anyio.Event()
-            await self._arrived.wait()
-        return self._messages.popleft()
-
-
-class Here:
-    """The same shape for a caller that is on asyncio already: nothing crosses anything."""
-
-    def back(self, func: Callable[[Any], object] | None) -> Callable[[Any], object] | None:
-        return func
-
-    async def __call__(self, func: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any) -> T:
-        return await func(*args, **kwargs)
-
-
-def on_asyncio() -> TrioCall | Here:
-    """What carries one call out on asyncio, whichever backend this task runs on."""
-    if "trio" in sys.modules:
-        import trio
-
-        if trio.lowlevel.in_trio_run():
-            return TrioCall(current())
-    return Here()
+            return future.result(_WAKE_UP_AFTER)
+        except FutureTimeout:
+            if future.done():
+                raise

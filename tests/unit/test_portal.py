@@ -14,6 +14,7 @@ import pytest
 
 from sandboxkit import _portal
 from sandboxkit.errors import ConfigurationError
+from sandboxkit.provider import _asyncio
 
 
 async def _thread() -> str:
@@ -232,8 +233,8 @@ def test_from_trio() -> None:
     cancelled = threading.Event()
 
     async def main() -> None:
-        call = _portal.on_asyncio()
-        assert isinstance(call, _portal.TrioCall)
+        call = _asyncio.on_asyncio()
+        assert isinstance(call, _asyncio.TrioCall)
         seen: list[object] = []
 
         async def callback(value: object) -> None:
@@ -259,7 +260,7 @@ def test_from_trio() -> None:
                 cancelled.set()
 
         with anyio.move_on_after(0.05):
-            await _portal.on_asyncio()(hang)
+            await _asyncio.on_asyncio()(hang)
         assert cancelled.is_set()
 
     anyio.run(main, backend="trio")
@@ -269,8 +270,8 @@ def test_on_asyncio_nothing_crosses() -> None:
     """On asyncio a call is awaited where it is made, and callbacks are passed as they are."""
 
     async def main() -> None:
-        call = _portal.on_asyncio()
-        assert isinstance(call, _portal.Here)
+        call = _asyncio.on_asyncio()
+        assert isinstance(call, _asyncio.Here)
         assert await call(_thread) == threading.current_thread().name
         assert call.back(print) is print
 

@@ -5,7 +5,7 @@ here: every wait has a limit of our own (the asynchronous SDK does not enforce t
 has a bound, `debug` is always off (E2B_DEBUG would bypass creation), a timeout is passed on each connect (the service's
 default is shorter than most), a create carries an idempotency key, and all exceptions become ours.
 
-The SDK runs on asyncio only. Every public method here may be called on any anyio backend: `_portal.on_asyncio` takes
+The SDK runs on asyncio only. Every public method here may be called on any anyio backend: `_asyncio.on_asyncio` takes
 the call over to an asyncio loop where the caller's is not one.
 """
 
@@ -23,7 +23,6 @@ import e2b
 import e2b_code_interpreter as interpreter
 import httpx
 
-from sandboxkit import _portal
 from sandboxkit._types import (
     CommandResult,
     Endpoint,
@@ -42,6 +41,7 @@ from sandboxkit.errors import (
     SandboxNotFound,
 )
 from sandboxkit.provider import _errors
+from sandboxkit.provider._asyncio import Here, TrioCall, on_asyncio
 from sandboxkit.provider._base import CreateRequest, OnOutput, OnResult
 from sandboxkit.provider._e2b_commands import START_LIMIT, E2BCommand, Listener, Stopped, told
 from sandboxkit.provider._e2b_files import REQUEST_LIMIT, E2BFiles
@@ -68,7 +68,7 @@ _logger = logging.getLogger("sandboxkit.provider")
 _first_use_pid: int | None = None
 
 
-def _cross() -> _portal.TrioCall | _portal.Here:
+def _cross() -> TrioCall | Here:
     """The way onto asyncio for one call.
 
     Raises:
@@ -83,7 +83,7 @@ def _cross() -> _portal.TrioCall | _portal.Here:
             "The E2B SDK was used before os.fork(), and cannot make a request in the child. Start worker processes by "
             "`spawn` or `forkserver`, or open the first pool after the fork."
         )
-    return _portal.on_asyncio()
+    return on_asyncio()
 
 
 class E2BProvider:
@@ -260,7 +260,7 @@ class E2BSandbox:
         stdin: bool = False,
     ) -> E2BCommand:
         call = _cross()
-        if isinstance(call, _portal.TrioCall) and (on_stdout or on_stderr):
+        if isinstance(call, TrioCall) and (on_stdout or on_stderr):
             # The call ends with the start, and there is no task of the caller's that could run them later.
             raise ConfigurationError(
                 "Callbacks of a background command need asyncio: on trio, wait for the result, or use run_command."
