@@ -192,6 +192,29 @@ def test_killed_engine(repository: Path, victim: str) -> None:
         shutil.rmtree(report, ignore_errors=True)
 
 
+def test_engines_that_start_together(repository: Path) -> None:
+    """Engines that start at the same moment do not take one another for dead; each leaves nothing."""
+    root = Path(tempfile.mkdtemp(prefix="sandboxkit-boxes-", dir="/tmp"))
+    code = "import sys; from sandboxkit.local.isolation import enter, release; release(enter(sys.argv[1]))"
+    children = [
+        subprocess.Popen([sys.executable, "-c", code, str(root / f"e{number}")], stderr=subprocess.PIPE, cwd="/")
+        for number in range(6)
+    ]
+    try:
+        for child in children:
+            _, errors = child.communicate(timeout=40)
+            if b"IsolationUnavailable" in errors:
+                pytest.skip("no boxes here")
+            assert child.returncode == 0, errors.decode()
+        assert list(root.iterdir()) == []
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.kill()
+                child.communicate()
+        shutil.rmtree(root, ignore_errors=True)
+
+
 async def nothing(isolation: Any) -> None:
     """Start and stop."""
 

@@ -136,12 +136,12 @@ def elf(runpath: bytes) -> bytes:
 
 def test_relocate() -> None:
     """A library path below the prefix becomes relative to the executable; others stay; a too short one is said."""
-    image = elf(b"/root/.pyenv/versions/3.11.7/lib")
-    done = relocate(image, "/root/.pyenv/versions/3.11.7")
+    image = elf(b"/home/ada/.pyenv/versions/3.11.7/lib")
+    done = relocate(image, "/home/ada/.pyenv/versions/3.11.7")
     assert done.image is not None
     assert len(done.image) == len(image)
     assert b"\0$ORIGIN/../lib\0" in done.image
-    assert b"/root" not in done.image
+    assert b"/home" not in done.image
     assert b"\0other\0" in done.image
     assert relocate(elf(b"$ORIGIN/../lib"), "/p").image is None
     assert relocate(elf(b"/usr/lib"), "/p").image is None
@@ -152,7 +152,7 @@ def test_relocate() -> None:
 @pytest.mark.parametrize("cut", range(0, 300, 7))
 def test_relocate_survives_damage(cut: int) -> None:
     """A damaged file is left as it is."""
-    relocate(elf(b"/root/.pyenv/versions/3.11.7/lib")[:cut], "/root/.pyenv/versions/3.11.7")
+    relocate(elf(b"/home/ada/.pyenv/versions/3.11.7/lib")[:cut], "/home/ada/.pyenv/versions/3.11.7")
 
 
 def test_agent_imports_little() -> None:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,14 +130,28 @@ def _engine_uid() -> int:
 
 
 def _take(state: Path, uid: int) -> int:
-    """Make the state directory and hold its lock: the sign that its engine lives."""
-    state.mkdir(mode=0o700, exist_ok=True)
-    lock = os.open(state / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    """Make the state directory and hold its lock: the sign that its engine lives.
+
+    Another engine that starts at the same moment may take a directory whose lock is not held yet for a dead one's, and
+    remove it under our hands: so we look whether what we hold is still what lies there, and make it again if not.
+    """
+    for _attempt in range(50):
+        try:
+            state.mkdir(mode=0o700, exist_ok=True)
+            lock = os.open(state / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.stat(state / LOCK).st_ino == os.fstat(lock).st_ino:
+                break
+        except BlockingIOError:
+            time.sleep(0.02)
+        except FileNotFoundError:
+            pass
         os.close(lock)
-        raise ConfigurationError(f"{state} belongs to another running engine; give this one its own.") from None
+    else:
+        raise ConfigurationError(f"{state} belongs to another running engine; give this one its own.")
     if os.geteuid() == 0:
         os.chown(state, uid, uid)
     return lock
