@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -389,6 +390,52 @@ def test_a_slow_client_holds_the_kernel_and_not_the_engine(play: Callable[..., N
             read += len(event.get("text", ""))
         assert read == size
         assert os.path.exists(tmp_path / "done")
+
+    play(scenario)
+
+
+def test_a_process_that_prints_for_ever_between_cells_holds_up_nobody(play: Callable[..., None]) -> None:
+    """What comes between cells is thrown away, at a bounded pace, and the next cell runs as usual."""
+
+    async def scenario(client: Any) -> None:
+        await client.run("import subprocess\nflood = subprocess.Popen(['yes'])")
+        used, begun = time.process_time(), time.monotonic()
+        await asyncio.sleep(0.5)
+        assert time.process_time() - used < (time.monotonic() - begun) / 2
+        assert main_result(await client.run("flood.kill()\nflood.wait()"))["text"] == "-9"
+        assert text(await client.run("print('quiet')")) == "quiet\n"
+
+    play(scenario)
+
+
+def test_many_empty_messages_take_no_more_memory_than_large_ones(play: Callable[..., None]) -> None:
+    """A kernel that floods the wire is not read any faster than its client reads."""
+
+    async def scenario(client: Any) -> None:
+        code = "for i in range(20_000):\n    display({'text/plain': ''}, raw=True)"
+        events = client.start(code).events()
+        assert (await anext(events))["type"] == "number_of_executions"
+        kernel = client.service._default._kernel.result()
+        most = 0
+        async for event in events:
+            if event["type"] == "result":
+                most = max(most, len(kernel._items))
+        assert 0 < most < 20_000 / 2
+
+    play(scenario)
+
+
+def test_restarts_at_the_same_time_are_all_well(play: Callable[..., None]) -> None:
+    """Whoever restarts a context that is just being restarted gets a context that works."""
+
+    async def scenario(client: Any) -> None:
+        context = await client.context()
+        restarts = [client.request("POST", f"/contexts/{context}/restart") for _ in range(3)]
+        running = client.start("'on'", context_id=context)
+        for restart in restarts:
+            await restart.text()
+            assert await restart.status == 200
+        assert main_result([event async for event in running.events()])["text"] == "on"
 
     play(scenario)
 

@@ -12,11 +12,13 @@ import sys
 def main() -> None:
     """Harden, leave the module search path as a notebook has it, serve."""
     here = os.path.dirname(os.path.abspath(__file__))
-    # Python put our directory first; in a notebook that place is the working directory's.
-    sys.path[0] = os.path.dirname(here)
+    if sys.path[:1] == [here]:  # not under PYTHONSAFEPATH
+        del sys.path[0]
+    sys.path.insert(0, os.path.dirname(here))
     from agent.agent import PR_SET_DUMPABLE, prctl  # type: ignore[import-not-found]
     from agent.kernel_loop import serve  # type: ignore[import-not-found]
 
+    # In a notebook the working directory comes first.
     sys.path[0] = ""
     # A user's own module may be called so.
     del sys.modules["agent"]

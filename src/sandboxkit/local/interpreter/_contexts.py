@@ -97,13 +97,21 @@ class Context:
                 yield UNEXPECTED_END
                 return
             died = _kernel_of(self._kernel)
-            starting = self.start()
-            while not (await asyncio.wait({starting}, timeout=KEEPALIVE_AFTER))[0]:
-                yield KEEPALIVE
+            while True:
+                starting = self.start()
+                if not (await asyncio.wait({starting}, timeout=KEEPALIVE_AFTER))[0]:
+                    yield KEEPALIVE
+                elif self._removed or not starting.cancelled():
+                    break
+                # Else somebody restarted the context meanwhile: wait for that one.
             try:
                 kernel = starting.result()
-            except (KernelFailed, AgentError, asyncio.CancelledError) as failure:
-                yield error("InterpreterUnavailable", str(failure) or "The interpreter was stopped.")
+            except asyncio.CancelledError:
+                yield error(RESTARTING, "The context was stopped before this code had its turn.")
+                yield UNEXPECTED_END
+                return
+            except (KernelFailed, AgentError) as failure:
+                yield error("InterpreterUnavailable", str(failure))
                 yield UNEXPECTED_END
                 return
             if died is not None and died is not kernel:
@@ -179,8 +187,18 @@ class Context:
         old, self._kernel = self._kernel, None
         starting = self.start()
         await self._dismiss(old)
+        await self.started(starting)
+
+    async def started(self, starting: asyncio.Task[Kernel]) -> None:
+        """Wait for a kernel that starts; one that another restart or a removal has stopped meanwhile is no failure.
+
+        Raises:
+            KernelFailed, AgentError: it did not start.
+            AgentLost: the sandbox is gone.
+        """
         await asyncio.wait({starting})
-        starting.result()
+        if not starting.cancelled():
+            starting.result()
 
     async def remove(self) -> None:
         """End the kernel for good; code that runs ends with an error."""

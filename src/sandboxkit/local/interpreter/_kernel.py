@@ -29,6 +29,12 @@ EXIT_TIMEOUT = 0.5
 WAITING = 256 * 1024
 """Bytes that may wait to be taken before reading stops; one message may go beyond it."""
 
+OVERHEAD = 256
+"""What an item counts for by itself: many empty ones take memory too."""
+
+IDLE_PAUSE = 0.05
+"""How long reading stops, between cells, after as many bytes as may wait."""
+
 CHUNK = 64 * 1024
 TAIL = 4096
 
@@ -276,15 +282,21 @@ class Kernel:
         self._add(gone, 0)
 
     def _add(self, item: Item, size: int) -> None:
-        if not self._listening:
-            return
-        self._items.append(item)
-        self._waiting += size
-        self._some.set()
-        if self._waiting >= CHUNK or not isinstance(item, Printed):
-            self._urgent.set()
+        self._waiting += size + OVERHEAD
+        if self._listening:
+            self._items.append(item)
+            self._some.set()
+            if self._waiting >= CHUNK or not isinstance(item, Printed):
+                self._urgent.set()
         if self._waiting >= WAITING:
             self._pause()
+            if not self._listening:
+                # Thrown away, but not faster than this: a process that prints for ever must not keep the engine busy.
+                self._loop.call_later(IDLE_PAUSE, self._go_on_idling)
+
+    def _go_on_idling(self) -> None:
+        if not self._listening:
+            self._forget_items()
 
 
 def _text(said: bytes) -> str:

@@ -121,9 +121,7 @@ class InterpreterService:
             raise Refused(_answers.error(400, f"A sandbox has at most {MAX_CONTEXTS} contexts; remove one first."))
         context = self._new_context(cwd)
         try:
-            starting = context.start()
-            await asyncio.wait({starting})
-            starting.result()
+            await context.started(context.start())
         except BaseException as error:
             self._contexts.pop(context.id, None)
             await context.remove()
