@@ -82,6 +82,7 @@ def serve(config: EngineConfig, *, on_ready: OnReady | None = None, parent_pipe:
         finally:
             templates.close()
             release(namespace)
+            signal.alarm(0)
     finally:
         if env_file is not None:
             env_file.close()
