@@ -50,6 +50,9 @@ class CallBack:
                 raise ConfigurationError("An asynchronous callback was given to a synchronous call; use a function.")
         except Exception as error:
             self._answer(error)
+        except BaseException:
+            self.refuse()  # Ctrl-C in the callback: the call is left
+            raise
         else:
             self._answer(None)
 

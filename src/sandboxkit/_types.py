@@ -117,7 +117,20 @@ class Result:
 
     def formats(self) -> tuple[str, ...]:
         """Name the forms that this result has."""
-        names = ("text", "html", "markdown", "svg", "png", "jpeg", "pdf", "latex", "json", "javascript", "data", "chart")
+        names = (
+            "text",
+            "html",
+            "markdown",
+            "svg",
+            "png",
+            "jpeg",
+            "pdf",
+            "latex",
+            "json",
+            "javascript",
+            "data",
+            "chart",
+        )
         return (*(n for n in names if getattr(self, n) is not None), *self.extra)
 
 
@@ -238,3 +251,19 @@ class SandboxInfo:
     started_at: datetime
     end_at: datetime
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+for _public in (
+    Endpoint,
+    NetworkPolicy,
+    TimeoutPolicy,
+    Result,
+    ExecutionError,
+    OutputMessage,
+    Execution,
+    CommandResult,
+    FileInfo,
+    FileNode,
+    SandboxInfo,
+):
+    _public.__module__ = "sandboxkit"
