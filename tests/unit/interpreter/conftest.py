@@ -109,6 +109,37 @@ class HostAgent:
             await process._ended.wait()
 
 
+class Events(list[dict[str, Any]]):
+    """All events of one cell, as a client read them."""
+
+    @property
+    def kinds(self) -> list[str]:
+        """Their types, without those that only keep the connection alive."""
+        return [event["type"] for event in self if event["type"] != "keepalive"]
+
+    @property
+    def stdout(self) -> str:
+        """All that was printed."""
+        return "".join(event["text"] for event in self if event["type"] == "stdout")
+
+    @property
+    def stderr(self) -> str:
+        """All that was printed to standard error."""
+        return "".join(event["text"] for event in self if event["type"] == "stderr")
+
+    @property
+    def main(self) -> dict[str, Any]:
+        """The value of the cell."""
+        (found,) = [event for event in self if event["type"] == "result" and event["is_main_result"]]
+        return found
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The one error of the cell."""
+        (found,) = [event for event in self if event["type"] == "error"]
+        return found
+
+
 class Response:
     """One request's answer, event by event."""
 
@@ -163,6 +194,10 @@ class Response:
         await self.task
         return body.decode()
 
+    async def rest(self) -> Events:
+        """All events that were not read yet."""
+        return Events([event async for event in self.events()])
+
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         while (chunk := await self._chunks.get()) is not None:
             for line in chunk.decode().splitlines():
@@ -183,8 +218,8 @@ class Client:
     def start(self, code: str, **fields: Any) -> Response:
         return self.request("POST", "/execute", {"code": code, **fields})
 
-    async def run(self, code: str, **fields: Any) -> list[dict[str, Any]]:
-        return [event async for event in self.start(code, **fields).events()]
+    async def run(self, code: str, **fields: Any) -> Events:
+        return await self.start(code, **fields).rest()
 
     async def context(self, **fields: Any) -> str:
         return str(json.loads(await self.request("POST", "/contexts", fields).text())["id"])
