@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -106,8 +107,11 @@ async def lose_agent(isolation: Any) -> Any:
     """Let user code kill the agent, which it may: both have one uid."""
     from box_tools import ENVIRONMENT, HOME, small
 
+    from sandboxkit.local.isolation import AgentLost
+
     box = await isolation.create(small("one"))
-    await box.agent.spawn(["sh", "-c", "kill -9 2"], envs=ENVIRONMENT, cwd=HOME, fds={})
+    with contextlib.suppress(AgentLost):  # it may die before it has answered
+        await box.agent.spawn(["sh", "-c", "kill -9 2"], envs=ENVIRONMENT, cwd=HOME, fds={})
     end = await box.ended
     return end.reason
 
@@ -190,6 +194,42 @@ def test_killed_engine(repository: Path, victim: str) -> None:
             child.stderr.close()
         shutil.rmtree(root, ignore_errors=True)
         shutil.rmtree(report, ignore_errors=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root makes these cgroups")
+def test_cgroups_of_a_forgotten_engine(repository: Path) -> None:
+    """Cgroups of a dead engine go at the next root start even when its state directory has been deleted."""
+    roots = [Path(tempfile.mkdtemp(prefix="sandboxkit-boxes-", dir="/tmp")) for _ in range(2)]
+    code = "import sys; from sandboxkit.local.isolation import enter; enter(sys.argv[1]); print(flush=True); sys.stdin.read()"
+    try:
+        name = f"forgotten-{os.getpid()}"
+        first = subprocess.Popen(
+            [sys.executable, "-c", code, str(roots[0] / name)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/"
+        )
+        assert first.stdout is not None
+        assert first.stdin is not None
+        assert first.stdout.readline() == b"\n"
+        groups = list(Path("/sys/fs/cgroup").glob(f"*/sandboxkit-{name}"))
+        first.kill()
+        first.wait(10)
+        first.stdin.close()
+        first.stdout.close()
+        if not groups:
+            pytest.skip("no cgroup version 1 here")
+        shutil.rmtree(roots[0])
+        deadline = time.monotonic() + 10
+        while any(path.exists() for path in groups):  # the engine dies a moment after its supervisor
+            assert time.monotonic() < deadline
+            subprocess.run(
+                [sys.executable, "-c", code, str(roots[1] / "next")],
+                stdin=subprocess.DEVNULL,
+                check=True,
+                cwd="/",
+                stdout=subprocess.DEVNULL,
+            )
+    finally:
+        for root in roots:
+            shutil.rmtree(root, ignore_errors=True)
 
 
 def test_engines_that_start_together(repository: Path) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 from sandboxkit.local.isolation._base import Limits
 
 CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "freezer")
+PREFIX = "sandboxkit-"
+LIFE = "freezer"
 PERIOD = 100_000
 SHARES_PER_CPU = 256
 """Of the 1,024 that everything else on the host has: a busy box gives way, an idle host is used."""
@@ -34,22 +36,43 @@ class Parent:
 
 def make_parents(name: str, uid: int) -> tuple[Parent, ...]:
     """As root: make this engine's directories. Controllers that are missing or refuse are left out."""
+    _reap_dead()
     parents = []
     for controllers, base in _bases():
         path = base / directory_name(name)
         try:
             path.mkdir(exist_ok=True)
             os.chown(path, uid, uid)
+            if LIFE in controllers:
+                (path / "cgroup.procs").write_text(str(os.getpid()))
         except OSError:
             continue
         parents.append(Parent(controllers, path))
     return tuple(parents)
 
 
+def _reap_dead() -> None:
+    """Remove directories of dead engines whose state directories nobody will look at again. An engine lives as long as
+    there is a process in its directory of the `freezer` hierarchy, where it otherwise does nothing."""
+    life = next((base for controllers, base in _bases() if LIFE in controllers), None)
+    if life is None:
+        return
+    for path in subdirectories(life):
+        try:
+            dead = path.name.startswith(PREFIX) and not (path / "cgroup.procs").read_text()
+        except OSError:
+            continue
+        if dead:
+            remove_parents(path.name.removeprefix(PREFIX))
+
+
 def remove_parents(name: str) -> None:
     """Remove an engine's directories and those of its boxes, as far as they are empty and may be removed."""
-    for _controllers, base in _bases():
+    for controllers, base in _bases(outside=name):
         path = base / directory_name(name)
+        if LIFE in controllers and path.is_dir():
+            with contextlib.suppress(OSError):  # we may be in it ourselves
+                (base / "cgroup.procs").write_text(str(os.getpid()))
         for box in (entry for entry in subdirectories(path)):
             remove_directory(box)
         remove_directory(path)
@@ -119,8 +142,8 @@ class BoxCgroups:
         return int((self._paths[controller] / name).read_text())
 
 
-def _bases() -> list[tuple[tuple[str, ...], Path]]:
-    """Our own cgroup of each wanted version 1 hierarchy."""
+def _bases(outside: str = "") -> list[tuple[tuple[str, ...], Path]]:
+    """Our own cgroup of each wanted version 1 hierarchy; the one above it, where ours is that of engine `outside`."""
     ours: dict[str, str] = {}
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
@@ -128,6 +151,8 @@ def _bases() -> list[tuple[tuple[str, ...], Path]]:
         return []
     for line in lines:
         _number, names, path = line.split(":", 2)
+        if outside:
+            path = path.removesuffix("/" + directory_name(outside)) or "/"
         for name in names.split(","):
             ours[name] = path
     bases = []
@@ -147,7 +172,7 @@ def _bases() -> list[tuple[tuple[str, ...], Path]]:
 
 def directory_name(name: str) -> str:
     """What an engine's directory is called."""
-    return f"sandboxkit-{name}"
+    return PREFIX + name
 
 
 def subdirectories(path: Path) -> list[Path]:
