@@ -82,6 +82,7 @@ def test_an_exception_is_one_error_event(play: Callable[..., None]) -> None:
         ("raise ExceptionGroup('g', [ValueError(1)])", "ExceptionGroup"),
         ("import sys; sys.exit(3)", "SystemExit"),
         ("input()", "StdinNotImplementedError"),
+        ("import getpass; getpass.getpass('Password: ')", "StdinNotImplementedError"),
         ("import asyncio; asyncio.run(asyncio.sleep(0))", "RuntimeError"),
     ],
 )

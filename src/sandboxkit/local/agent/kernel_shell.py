@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import getpass
 import os
 import signal
 import subprocess
@@ -134,9 +135,9 @@ def make_shell(sink: Sink) -> Shell:
     # What `%cd` and `%bookmark` remember; on disk it would outlive the context.
     shell.db = {}
     install(shell)
-    builtins.input = _no_input
+    builtins.input = getpass.getpass = _no_input
     return shell
 
 
-def _no_input(prompt: object = "") -> NoReturn:
+def _no_input(prompt: object = "", stream: object = None, **options: object) -> NoReturn:
     raise StdinNotImplementedError("raw_input was called, but this frontend does not support input requests.")
