@@ -200,7 +200,10 @@ def test_killed_engine(repository: Path, victim: str) -> None:
 def test_cgroups_of_a_forgotten_engine(repository: Path) -> None:
     """Cgroups of a dead engine go at the next root start even when its state directory has been deleted."""
     roots = [Path(tempfile.mkdtemp(prefix="sandboxkit-boxes-", dir="/tmp")) for _ in range(2)]
-    code = "import sys; from sandboxkit.local.isolation import enter; enter(sys.argv[1]); print(flush=True); sys.stdin.read()"
+    code = (
+        "import sys; from sandboxkit.local.isolation import enter; "
+        "enter(sys.argv[1]); print(flush=True); sys.stdin.read()"
+    )
     try:
         name = f"forgotten-{os.getpid()}"
         first = subprocess.Popen(
