@@ -123,11 +123,11 @@ def test_network() -> None:
 
 def test_an_endpoints_key_goes_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """What an endpoint leaves open is never filled from the environment with a part of another endpoint."""
-    from sandboxkit.provider._e2b import _connection_options
+    from sandboxkit.provider._e2b._request import connection_options
 
     monkeypatch.setenv("E2B_API_URL", "http://elsewhere.invalid")
-    assert _connection_options(Endpoint("k", domain="mine.example"))["api_url"] == "https://api.mine.example"
+    assert connection_options(Endpoint("k", domain="mine.example"))["api_url"] == "https://api.mine.example"
     monkeypatch.setenv("E2B_SANDBOX_URL", "http://elsewhere.invalid")
     with pytest.raises(ConfigurationError, match="E2B_SANDBOX_URL"):
-        _connection_options(Endpoint("k", domain="mine.example"))
-    assert _connection_options(Endpoint("k", "http://a", "http://b"))["debug"] is False
+        connection_options(Endpoint("k", domain="mine.example"))
+    assert connection_options(Endpoint("k", "http://a", "http://b"))["debug"] is False

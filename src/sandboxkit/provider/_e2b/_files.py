@@ -18,6 +18,7 @@ from sandboxkit.errors import (
     TooLarge,
 )
 from sandboxkit.provider import _errors
+from sandboxkit.provider._e2b._request import REQUEST_LIMIT
 
 if TYPE_CHECKING:
     from e2b import AsyncSandbox
@@ -27,8 +28,6 @@ T = TypeVar("T")
 
 TRANSFER_LIMIT = 300.0
 """Seconds that one file may take to be read or written."""
-REQUEST_LIMIT = 60.0
-"""Seconds that any other request may take."""
 
 Cross = Callable[..., Awaitable[Any]]
 """Carries a coroutine function out on asyncio, whichever backend the caller is on."""

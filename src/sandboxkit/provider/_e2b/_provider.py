@@ -1,0 +1,141 @@
+"""The provider over the SDK: makes, finds, lists and kills sandboxes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+import anyio
+import anyio.lowlevel
+import e2b
+
+from sandboxkit._types import Endpoint, SandboxInfo
+from sandboxkit.errors import (
+    ConfigurationError,
+    ProviderUnavailable,
+)
+from sandboxkit.provider import _errors
+from sandboxkit.provider._base import CreateRequest
+from sandboxkit.provider._e2b._create import again_if_the_reply_was_lost, made_or_killed
+from sandboxkit.provider._e2b._request import connection_options, cross, one_request
+from sandboxkit.provider._e2b._sandbox import E2BSandbox
+from sandboxkit.provider._network import internet_access
+
+if TYPE_CHECKING:
+    # mypy takes the package's own name for that of the SDK below it, which is star-imported first.
+    from e2b_code_interpreter.code_interpreter_async import AsyncSandbox
+else:
+    from e2b_code_interpreter import AsyncSandbox
+
+
+class E2BProvider:
+    """A `Provider` over the SDK. `endpoint` is None for the local engine of this process, started when it is needed."""
+
+    def __init__(self, endpoint: Endpoint | None, name: Literal["e2b", "local", "given"]) -> None:
+        if endpoint is None and name != "local":
+            raise ConfigurationError(f"The endpoint {name!r} needs an Endpoint(...).")
+        self._endpoint = endpoint
+        self._name = name
+        self._options: dict[str, Any] | None = None if endpoint is None else connection_options(endpoint)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    async def create(self, request: CreateRequest) -> E2BSandbox:
+        allowed = internet_access(request.network)
+        sandbox: E2BSandbox = await cross()(self._create, request, allowed)
+        return sandbox
+
+    async def connect(self, sandbox_id: str, *, lifetime: float) -> E2BSandbox:
+        sandbox: E2BSandbox = await cross()(self._connect, sandbox_id, lifetime)
+        return sandbox
+
+    async def list(self, *, metadata: Mapping[str, str] | None = None) -> AsyncIterator[SandboxInfo]:
+        query = _query(metadata)
+        options = await self._connection()
+        pages = AsyncSandbox.list(query=query, **options)
+        while pages.has_next:
+            page = await cross()(one_request, pages.next_items, "listing sandboxes")
+            for info in page:
+                yield _sandbox_info(info)
+
+    async def kill(self, sandbox_id: str) -> bool:
+        options = await self._connection()
+        killed: bool = await cross()(
+            one_request, lambda: AsyncSandbox.kill(sandbox_id, **options), "killing it", sandbox_id
+        )
+        return killed
+
+    async def aclose(self) -> None:
+        # The SDK's connections belong to the process, and so does the engine, which other pools share.
+        await anyio.lowlevel.checkpoint()
+
+    async def _connection(self) -> dict[str, Any]:
+        if self._options is not None:
+            return self._options
+        # Asked for each time: an engine that died is started again for the next sandbox.
+        from sandboxkit.local._child import start_engine_async
+
+        engine = await start_engine_async()
+        return connection_options(engine.endpoint)
+
+    async def _create(self, request: CreateRequest, allowed: bool) -> E2BSandbox:
+        options = await self._connection()
+        lifetime = math.ceil(request.lifetime)
+        # The answer does not say when it ends: at the earliest, its lifetime after we asked.
+        end_at = datetime.now(UTC) + timedelta(seconds=lifetime)
+
+        async def make() -> AsyncSandbox:
+            return await AsyncSandbox.create(
+                request.template,
+                timeout=lifetime,
+                metadata=dict(request.metadata),
+                envs=dict(request.envs),
+                allow_internet_access=allowed,
+                idempotency_key=request.idempotency_key,
+                **options,
+            )
+
+        try:
+            raw = await made_or_killed(again_if_the_reply_was_lost(make), request.timeout)
+        except TimeoutError as error:
+            raise ProviderUnavailable(
+                f"No sandbox of {request.template!r} within {request.timeout:g} s (TimeoutPolicy.create).",
+                status=None,
+                template=request.template,
+            ) from error
+        except Exception as error:
+            if not _errors.is_from_the_sdk(error):
+                raise
+            raise _errors.create_error(error, template=request.template) from error
+        return E2BSandbox(raw, request.template, end_at)
+
+    async def _connect(self, sandbox_id: str, lifetime: float) -> E2BSandbox:
+        options = await self._connection()
+        seconds = math.ceil(lifetime)
+
+        async def connect() -> E2BSandbox:
+            raw: Any = await AsyncSandbox.connect(sandbox_id, timeout=seconds, **options)  # typed as its base class
+            info = await raw.get_info()
+            return E2BSandbox(raw, info.name or info.template_id, info.end_at)
+
+        return await one_request(connect, "connecting to it", sandbox_id)
+
+
+def _query(metadata: Mapping[str, str] | None) -> e2b.SandboxQuery | None:
+    """The SDK's filter for listing by metadata."""
+    return e2b.SandboxQuery(metadata=dict(metadata)) if metadata else None
+
+
+def _sandbox_info(info: e2b.SandboxInfo) -> SandboxInfo:
+    return SandboxInfo(
+        sandbox_id=info.sandbox_id,
+        template=info.name or info.template_id,
+        state="paused" if info.state == e2b.SandboxState.PAUSED else "running",
+        started_at=info.started_at,
+        end_at=info.end_at,
+        metadata=dict(info.metadata or {}),
+    )
