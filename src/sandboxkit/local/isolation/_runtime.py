@@ -29,6 +29,7 @@ from sandboxkit.local.isolation._elf import relocate
 
 COPIED_FROM_ETC = (
     "ld.so.cache",
+    "fonts/fonts.conf",
     "services",
     "protocols",
     "ssl/openssl.cnf",
