@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -184,7 +185,8 @@ def test_killed_engine(repository: Path, victim: str) -> None:
         )
         assert done.returncode == 0, done.stderr
         assert list(root.iterdir()) == []
-        groups = [path for path in Path("/sys/fs/cgroup").glob("**/sandboxkit-first") if path.is_dir()]
+        digest = hashlib.sha256(str(root / "first").encode()).hexdigest()[:8]
+        groups = [path for path in Path("/sys/fs/cgroup").glob(f"**/sandboxkit-first-{digest}") if path.is_dir()]
         assert groups == []
     finally:
         if child.poll() is None:
@@ -212,7 +214,7 @@ def test_cgroups_of_a_forgotten_engine(repository: Path) -> None:
         assert first.stdout is not None
         assert first.stdin is not None
         assert first.stdout.readline() == b"\n"
-        groups = list(Path("/sys/fs/cgroup").glob(f"*/sandboxkit-{name}"))
+        groups = list(Path("/sys/fs/cgroup").glob(f"*/sandboxkit-{name}-*"))
         first.kill()
         first.wait(10)
         first.stdin.close()

@@ -34,7 +34,7 @@ from sandboxkit.errors import ConfigurationError, IsolationUnavailable
 from sandboxkit.local.isolation import _cgroup1, _cgroup2, _kernel, _runtime
 from sandboxkit.local.isolation._expose import expose
 from sandboxkit.local.isolation._remedies import host_facts, remedy
-from sandboxkit.local.isolation._stale import LOCK, clean_engine, reap_stale
+from sandboxkit.local.isolation._stale import LOCK, clean_engine, group_name, reap_stale
 from sandboxkit.local.isolation._supervisor import die_with, fork_under_supervision
 
 ENGINE_UID = 90217
@@ -81,7 +81,7 @@ def enter(state_dir: str | os.PathLike[str], *, readable: Sequence[str] = ()) ->
     lock = _take(state, uid)
     parents: tuple[_cgroup1.Parent, ...] = ()
     if started_as_root:
-        parents = _cgroup1.make_parents(state.name, uid)
+        parents = _cgroup1.make_parents(group_name(state), uid)
         cgroup2 = _become_unprivileged(state, uid, readable)
     else:
         cgroup2 = _cgroup2.take_delegated(_cgroup2.own_group())
@@ -163,7 +163,7 @@ def _become_unprivileged(state: Path, uid: int, readable: Sequence[str]) -> Path
     sys.stdout.flush()
     sys.stderr.flush()
     supervisor = fork_under_supervision(lambda: clean_engine(state))
-    cgroup2 = _cgroup2.make_parent(state.name, uid, _cgroup2.own_group())
+    cgroup2 = _cgroup2.make_parent(group_name(state), uid, _cgroup2.own_group())
     try:
         _kernel.unshare(_kernel.CLONE_NEWNS)
         _kernel.mount(None, "/", None, _kernel.MS_REC | _kernel.MS_PRIVATE)

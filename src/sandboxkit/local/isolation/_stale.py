@@ -7,6 +7,7 @@ and empty cgroups remain. A state directory belongs to a live engine as long as 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -44,6 +45,12 @@ def reap_stale(state_root: str | os.PathLike[str]) -> list[str]:
 
 def clean_engine(state: Path) -> None:
     """Remove one engine's cgroups and state directory. What has gone already is passed over."""
-    _cgroup1.remove_parents(state.name)
-    _cgroup2.remove_parent(state.name)
+    _cgroup1.remove_parents(group_name(state))
+    _cgroup2.remove_parent(group_name(state))
     shutil.rmtree(state, ignore_errors=True)
+
+
+def group_name(state: Path) -> str:
+    """What an engine's cgroups are named after: its state directory, told from those of the same name elsewhere."""
+    digest = hashlib.sha256(os.fsencode(os.path.abspath(state))).hexdigest()[:8]
+    return f"{state.name}-{digest}"
