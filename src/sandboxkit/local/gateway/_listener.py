@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sandboxkit.errors import ConfigurationError
+from sandboxkit.local._descriptors import MAX_CONNECTIONS_SHARE, limit
 
 HEADER_LIMIT = 64 * 1024
 """Bytes of a request line and its headers together; signed URLs and trace headers stay far below."""
@@ -29,6 +30,7 @@ LINGER = 1.0
 """Seconds that a refused client may go on sending, unread, before its connection is closed."""
 
 TOO_LONG = "The request's headers are too long"
+TOO_MANY = "The engine has as many connections as its limit of open files allows; close some"
 
 BACKLOG = 1024
 
@@ -45,6 +47,11 @@ class BoundedProtocol(HttpToolsProtocol):
     """Bytes that a request which begins in this piece has of it; none after the end of another one, to be lenient."""
     _is_too_long = False
     _is_refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > limit() * MAX_CONNECTIONS_SHARE:
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, TOO_MANY)
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:

@@ -88,11 +88,13 @@ class BubblewrapIsolation:
             try:
                 box.prepare()
                 layers = tuple(Layer(source=str(self._layer(one.source)), target=one.target) for one in spec.layers)
+                await box.start(
+                    self._bwrap,
+                    lambda *fds: self._plan(directory, layers, *fds),
+                    _seccomp.filter_for(os.uname().machine),
+                )
             except OSError as error:
                 raise EngineUnavailable(f"A sandbox could not be prepared: {error}.", sandbox_id=spec.box_id) from error
-            await box.start(
-                self._bwrap, lambda *fds: self._plan(directory, layers, *fds), _seccomp.filter_for(os.uname().machine)
-            )
         except BaseException:
             await box.end(BoxEnd("engine", "it did not start"))
             raise
