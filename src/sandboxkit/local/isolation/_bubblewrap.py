@@ -157,8 +157,9 @@ class BubblewrapIsolation:
 
 
 def release(namespace: EngineNamespace) -> None:
-    """At the engine's end, after `aclose`: unmount its tmpfs and remove its state directory, as far as it may (after
-    a root start the supervisor does the rest)."""
+    """At the engine's end, after `aclose`: unmount its tmpfs and remove its state directory (after a root start the
+    supervisor does that: what is noted there may be beyond the engine's rights)."""
     os.chdir("/")
     _kernel.unmount(str(namespace.runtime))
-    shutil.rmtree(namespace.state_dir, ignore_errors=True)
+    if not namespace.started_as_root:
+        shutil.rmtree(namespace.state_dir, ignore_errors=True)
