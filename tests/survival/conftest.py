@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -213,10 +214,9 @@ def who(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def start(request: pytest.FixtureRequest) -> Iterator[Start]:
-    """`start(who="as-started", wrapper=None, stderr=None, env=None, **config)` starts an engine; all of one test have
-    one state root. A `wrapper` is Python code that is run in the place of the engine's program."""
+@contextlib.contextmanager
+def starter(request: pytest.FixtureRequest) -> Iterator[Start]:
+    """Start engines with one state root, end them, and see that nothing is left."""
     root = Path(tempfile.mkdtemp(prefix="sandboxkit-survival-", dir="/tmp"))
     root.chmod(0o755)
     started: list[EngineRun] = []
@@ -261,6 +261,30 @@ def start(request: pytest.FixtureRequest) -> Iterator[Start]:
     assert not left, f"left running: {left}"
     assert directories == []
     assert groups == []
+
+
+@pytest.fixture
+def start(request: pytest.FixtureRequest) -> Iterator[Start]:
+    """`start(who="as-started", wrapper=None, stderr=None, env=None, **config)` starts an engine; all of one test have
+    one state root. A `wrapper` is Python code that is run in the place of the engine's program."""
+    with starter(request) as start_one:
+        yield start_one
+
+
+@pytest.fixture(scope="module")
+def steady(request: pytest.FixtureRequest) -> Iterator[EngineRun]:
+    """One engine for a file of tests that throw nonsense at it: in the end its log holds no traceback, it still makes
+    sandboxes, and it ends in an orderly way."""
+    with starter(request) as start_one:
+        run = start_one(max_sandboxes=20)
+        yield run
+        with run.client() as client:
+            for left in client.get("/v2/sandboxes").json():
+                client.delete(f"/sandboxes/{left['sandboxID']}")
+            assert "data" in run.run(client, run.create(client), "echo here")
+        assert run.stop() == 0
+        assert "Traceback" not in run.log(), run.log()[-6000:]
+        assert "engine.ended in_time=True" in run.log()
 
 
 @pytest.fixture

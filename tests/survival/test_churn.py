@@ -123,7 +123,9 @@ class Clients:
         """Note an answer that is none of those."""
         if answer.status_code not in statuses:
             with self.lock:
-                self.odd.append(f"{answer.request.method} {answer.request.url.path}: {answer.status_code} {answer.text}")
+                self.odd.append(
+                    f"{answer.request.method} {answer.request.url.path}: {answer.status_code} {answer.text}"
+                )
 
     def kill_soon(self, sandbox: dict[str, Any]) -> threading.Thread:
         """Kill it from another thread, a moment from now."""

@@ -98,12 +98,26 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._is_refused or self.transport.is_closing():
             return
         self._is_refused = True
+        if self._abandon_responses():
+            self.transport.close()  # an answer that has begun: nothing can be said after it
+            return
         body = b'{"code":%d,"message":"%s"}' % (status, message.encode())
         head = b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
         self.transport.write(head % (status, status.phrase.encode(), len(body)) + body)
         # Closing while the client still sends would reset the connection, and the answer would be lost to it.
         self.transport.write_eof()
         self.loop.call_later(LINGER, self.transport.close)
+
+    def _abandon_responses(self) -> bool:
+        """Let the requests that are being answered see their client gone: no more of theirs may be written. Returns
+        whether the answer to one had begun."""
+        self.pipeline.clear()
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            return False
+        cycle.disconnected = True
+        cycle.message_event.set()
+        return cycle.response_started
 
 
 class Server(uvicorn.Server):
