@@ -23,4 +23,4 @@ def test_one_answer_only(shared_hollow: Any, caplog: pytest.LogCaptureFixture) -
                 received += piece
         assert received.count(b"HTTP/1.1 ") == 1
         assert received.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 401 ", b"HTTP/1.1 404 "))
-    assert caplog.records == []
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == []
