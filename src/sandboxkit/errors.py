@@ -83,7 +83,9 @@ class SandboxkitError(Exception):
         return (_rebuild, (type(self), str(self), self.sandbox_id, facts))
 
 
-def _rebuild(cls: type[SandboxkitError], message: str, sandbox_id: str | None, facts: dict[str, Any]) -> SandboxkitError:
+def _rebuild(
+    cls: type[SandboxkitError], message: str, sandbox_id: str | None, facts: dict[str, Any]
+) -> SandboxkitError:
     return cls(message, sandbox_id=sandbox_id, **facts)
 
 
@@ -385,7 +387,9 @@ class EnforcementUnavailable(SafeFSError):
     code = "enforcement_unavailable"
 
 
-__all__ = [name for name, value in list(globals().items()) if isinstance(value, type) and issubclass(value, SandboxkitError)]
+__all__ = [
+    name for name, value in list(globals().items()) if isinstance(value, type) and issubclass(value, SandboxkitError)
+]
 
 for _name in __all__:
     globals()[_name].__module__ = "sandboxkit.errors"
