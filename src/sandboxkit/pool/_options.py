@@ -145,6 +145,11 @@ def create_request(
     )
 
 
+def owned(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The tags of a request that no other request has."""
+    return {name: metadata[name] for name in (f"{RESERVED}owner", f"{RESERVED}gen")}
+
+
 # -- single values ------------------------------------------------------------------------------------------------
 
 

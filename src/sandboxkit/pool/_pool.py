@@ -204,7 +204,13 @@ class AsyncSandboxPool:
             raise PoolError(f"Pool {self.name!r} was opened before; a pool is opened once.")
         async with AsyncExitStack() as stack:
             tasks = await stack.enter_async_context(anyio.create_task_group())
-            await tasks.start(self._shell.run)
+            # Not start(): under a cancellation that would wait for the task, which waits to be told of it.
+            tasks.start_soon(self._shell.run)
+            try:
+                await self._shell.opened.wait()
+            except BaseException:
+                self._shell.ask_to_close(CLOSE_LIMIT)
+                raise
             self._stack = stack.pop_all()
         return self
 
