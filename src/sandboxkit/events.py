@@ -8,7 +8,7 @@ Names, in the order of a sandbox's life (the data that each carries is in bracke
     sandbox.killed [reason]  sandbox.kill_failed [error]
     session.opened [source: reused | warm | created, duration]  session.released  session.conflict
     code.started  code.finished [duration, error]  command.started  command.finished [duration, exit_code]
-    fragment.step [step, detail]  fragment.finished [duration]
+    fragment.step [step, detail]  fragment.finished [duration, error]
     path.refused [path, code]
 
 No event carries code, output, environment values or keys. One exception: the last event that `session.stream()`
@@ -20,6 +20,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from sandboxkit.errors import SandboxkitError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,5 +39,11 @@ class Event:
 
 EventHandler = Callable[[Event], object]
 """Takes an event; what it returns is ignored, and what it raises is logged and goes no further."""
+
+
+def name_of(error: BaseException) -> str:
+    """What an event says of an error: its stable code, or its class for one that is not ours; never its message."""
+    return error.code if isinstance(error, SandboxkitError) else type(error).__name__
+
 
 Event.__module__ = "sandboxkit"

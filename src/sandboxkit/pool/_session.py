@@ -12,10 +12,9 @@ import anyio
 
 from sandboxkit._types import CommandResult, Execution, FileNode
 from sandboxkit.errors import ConfigurationError, PathError, ProviderUnavailable, SessionConflict, UnsupportedOption
-from sandboxkit.events import Event, EventHandler
+from sandboxkit.events import Event, EventHandler, name_of
 from sandboxkit.fragment import Fragment, FragmentResult
 from sandboxkit.pool._command import AsyncCommandHandle
-from sandboxkit.pool._emit import name_of
 from sandboxkit.pool._lease import Lease, LeasedSandbox
 from sandboxkit.pool._moves import Spec
 from sandboxkit.pool._options import count, seconds
