@@ -599,11 +599,13 @@ async def list_goes_over_all(provider: Provider, *, template: str = CODE_INTERPR
 
 
 @_check
-async def host_needs_no_request(provider: Provider, *, template: str = CODE_INTERPRETER) -> None:
-    """host() names the port and the sandbox, also of one that is gone."""
+async def host_and_url_need_no_request(provider: Provider, *, template: str = CODE_INTERPRETER) -> None:
+    """host() names the port and the sandbox, also of one that is gone; url() is that with a scheme."""
     async with _sandbox(provider, template) as sandbox:
         await sandbox.kill()
         _must(sandbox.host(3000).startswith(f"3000-{sandbox.sandbox_id}."), "host() names port and sandbox.")
+        schemes = {f"{scheme}://{sandbox.host(3000)}" for scheme in ("http", "https")}
+        _must(sandbox.url(3000) in schemes, "url() is host() with the endpoint's scheme.")
 
 
 @_check
