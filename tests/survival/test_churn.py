@@ -274,7 +274,7 @@ def churn(start: Any, tools: Any, who: str, *, seconds: float, warm: int) -> Non
 
 @pytest.mark.timeout(120)
 def test_churn(start: Any, tools: Any) -> None:
-    """Clients that break off, kills in the middle of all: each gets a typed answer, and nothing is left or has grown."""
+    """Clients that break off, kills in the middle of all: each gets a typed answer, and nothing is left or grows."""
     churn(start, tools, "as-started", seconds=6, warm=40)
 
 

@@ -408,13 +408,15 @@ def test_http(steady: Any, box: dict[str, Any], data: bytes, pieces: int) -> Non
     for name, value in (("ID", sandbox["sandboxID"]), ("TOKEN", sandbox["envdAccessToken"])):
         data = data.replace(name.encode(), value.encode())
     data = data.replace(b"KEY", steady.headers["X-API-KEY"].encode())
-    with socket.create_connection((url.host, url.port), timeout=ANSWER_WITHIN) as connection:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            step = len(data) // pieces + 1
-            for at in range(0, len(data), step):
-                connection.sendall(data[at : at + step])
-            connection.shutdown(socket.SHUT_WR)
-            while connection.recv(65_536):
-                pass
+    with (
+        socket.create_connection((url.host, url.port), timeout=ANSWER_WITHIN) as connection,
+        contextlib.suppress(BrokenPipeError, ConnectionResetError),
+    ):
+        step = len(data) // pieces + 1
+        for at in range(0, len(data), step):
+            connection.sendall(data[at : at + step])
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(65_536):
+            pass
     with steady.client(timeout=ANSWER_WITHIN) as client:
         assert client.get("/health").status_code == 200
