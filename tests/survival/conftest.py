@@ -58,6 +58,11 @@ def alive(pids: set[int]) -> set[int]:
     return pids & parents().keys()
 
 
+def no_tracebacks(run: EngineRun) -> None:
+    """Nothing happened that the engine did not expect."""
+    assert "Traceback" not in run.log(), run.log()[-6000:]
+
+
 @dataclass(frozen=True)
 class Size:
     """How large an engine is: descriptors, resident bytes, mounts, threads, processes that hang on it."""

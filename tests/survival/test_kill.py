@@ -185,7 +185,7 @@ def test_a_sandbox_whose_pillar_is_killed(start: Any, tools: Any, victim: str) -
     assert e2b.Sandbox.list(**run.sdk).next_items() == []
     tools.wait_until(lambda: (run.size().mounts, run.size().processes) == (before.mounts, before.processes))
     assert interpreter.Sandbox.create(**run.sdk).run_code("6 * 7").text == "42"
-    assert "Traceback" not in run.log()
+    tools.no_tracebacks(run)
 
 
 def test_a_kernel_that_is_killed_comes_back(start: Any, tools: Any) -> None:
@@ -201,4 +201,4 @@ def test_a_kernel_that_is_killed_comes_back(start: Any, tools: Any) -> None:
     assert execution.error.name == "ContextRestarting"
     assert sandbox.run_code("'x' in dir()").text == "False"
     assert sandbox.is_running()
-    assert "Traceback" not in run.log()
+    tools.no_tracebacks(run)

@@ -52,7 +52,7 @@ def make_parent(name: str, uid: int, group: Path | None, top: Path = Path("/sys/
         for path in (parent, parent / "cgroup.procs", parent / "cgroup.subtree_control"):
             os.chown(path, uid, uid)
     except OSError:
-        remove_parent(name, group)
+        remove_parent(name, group, within=0.0)
         return None
     return parent
 
@@ -72,9 +72,12 @@ def take_delegated(group: Path | None) -> Path | None:
     return group
 
 
-def remove_parent(name: str, group: Path | None = None, top: Path = Path("/sys/fs/cgroup")) -> None:
-    """Remove an engine's directory and those below it, as far as they are empty, wherever above us it was made."""
-    deadline = time.monotonic() + REMOVED_WITHIN
+def remove_parent(
+    name: str, group: Path | None = None, top: Path = Path("/sys/fs/cgroup"), *, within: float = REMOVED_WITHIN
+) -> None:
+    """Remove a dead engine's directory and those below it, wherever above us it was made. What still runs there, but
+    for us, is killed; what takes longer than `within` seconds to go stays."""
+    deadline = time.monotonic() + within
     at = own_group() if group is None else group
     while at is not None:
         parent = at / directory_name(name)
