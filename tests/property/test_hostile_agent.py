@@ -72,14 +72,14 @@ def test_whatever_the_agent_says(said: list[tuple[bytes, int]], hangs_up: bool, 
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         lost: list[str] = []
-        with theirs, open(os.devnull) as something:
+        with theirs:
             link = AgentLink(ours, on_lost=lost.append)
             waiting = [asyncio.ensure_future(ask(link)) for ask in REQUESTS]
             await asyncio.sleep(0)
             for number in cancelled:
                 waiting[number].cancel()
             for data, count in said:
-                rights = array.array("i", [something.fileno()] * count)
+                rights = array.array("i", [theirs.fileno()] * count)
                 with contextlib.suppress(OSError):  # the link has been ended
                     theirs.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if count else [])
                 await asyncio.sleep(0)

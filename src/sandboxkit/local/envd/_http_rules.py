@@ -131,7 +131,11 @@ def content_disposition(path: str) -> str:
     """`inline` with the file's own name, in the form that Go's mime package writes."""
     name = path.rstrip("/").rpartition("/")[2]
     if any(not " " <= letter <= "~" and letter != "\t" for letter in name):
-        encoded = quote(name.encode("utf-8", "surrogateescape"), safe="!#$&+-.^_`|~{}")
+        try:
+            raw = name.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:  # no name of the kernel's
+            raw = name.encode("utf-8", "replace")
+        encoded = quote(raw, safe="!#$&+-.^_`|~{}")
         return f"inline; filename*=utf-8''{encoded}"
     if _TOKEN.fullmatch(name):
         return f"inline; filename={name}"

@@ -223,10 +223,10 @@ class BubblewrapBox:
         for pidfd in (self._init_fd, self._outer_fd):
             if pidfd >= 0:
                 await _until_readable(pidfd)
-        if self._outer is not None:
-            if self._outer.poll() is None:  # else its pidfd has said that it ended
-                self._outer.kill()  # there was no descriptor left for a pidfd
-                self._outer.wait()
+        # Its pidfd has said that it ended, unless there was no descriptor left for one.
+        if self._outer is not None and self._outer.poll() is None:
+            self._outer.kill()
+            self._outer.wait()
         if self._init:
             # Ours since its parent is gone (the engine is a subreaper), unless that reaped it first.
             with contextlib.suppress(ChildProcessError):
