@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,17 +41,30 @@ def make_parents(name: str, uid: int) -> tuple[Parent, ...]:
     """As root: make this engine's directories. Controllers that are missing or refuse are left out."""
     _reap_dead()
     parents = []
-    for controllers, base in _bases():
+    # LIFE first: another engine that starts meanwhile must not take the others for a dead one's.
+    for controllers, base in sorted(_bases(), key=lambda each: LIFE not in each[0]):
         path = base / directory_name(name)
         try:
+            if LIFE in controllers:
+                _settle_in(path)
             path.mkdir(exist_ok=True)
             os.chown(path, uid, uid)
-            if LIFE in controllers:
-                (path / "cgroup.procs").write_text(str(os.getpid()))
         except OSError:
             continue
         parents.append(Parent(controllers, path))
     return tuple(parents)
+
+
+def _settle_in(path: Path) -> None:
+    """Make the directory of LIFE and be in it. Before we are, another engine may remove it as a dead one's."""
+    for attempt in range(10):
+        try:
+            path.mkdir(exist_ok=True)
+            (path / "cgroup.procs").write_text(str(os.getpid()))
+            return
+        except OSError as error:
+            if attempt == 9 or error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise
 
 
 def _reap_dead() -> None:
@@ -62,24 +74,36 @@ def _reap_dead() -> None:
     if life is None:
         return
     for path in subdirectories(life):
-        try:
-            dead = path.name.startswith(PREFIX) and not (path / "cgroup.procs").read_text()
-        except OSError:
-            continue
-        if dead:
+        if path.name.startswith(PREFIX) and not _lives(path):
             remove_parents(path.name.removeprefix(PREFIX))
 
 
+def _lives(life: Path) -> bool:
+    """Whether a process is in an engine's directory of LIFE; also where that cannot be told."""
+    try:
+        return bool((life / "cgroup.procs").read_text())
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
 def remove_parents(name: str) -> None:
-    """Remove a dead engine's directories and those of its boxes. What still runs there is killed; where that takes too
-    long, the directory of LIFE stays, by which the next engine finds the rest."""
+    """Remove a dead engine's directories and those of its boxes. A busy machine takes its time to let many killed
+    processes go; where it takes too long, the directory of LIFE stays, by which the next engine finds the rest."""
     deadline = time.monotonic() + REMOVED_WITHIN
-    for controllers, base in sorted(_bases(outside=name), key=lambda each: LIFE in each[0]):
-        path = base / directory_name(name)
-        if LIFE in controllers and path.is_dir():
+    bases = sorted(_bases(outside=name), key=lambda each: LIFE in each[0])
+    life = None
+    for controllers, base in bases:
+        if LIFE in controllers and (base / directory_name(name)).is_dir():
+            life = base / directory_name(name)
             with contextlib.suppress(OSError):  # we may be in it ourselves
                 (base / "cgroup.procs").write_text(str(os.getpid()))
+    for _controllers, base in bases:
+        path = base / directory_name(name)
         for directory in (*subdirectories(path), path):
+            if life is not None and _lives(life):
+                return  # it has just been started, and was not there yet when it was looked for
             if not remove_directory(directory, until=deadline):
                 return
 
@@ -190,13 +214,8 @@ def subdirectories(path: Path) -> list[Path]:
 
 
 def remove_directory(path: Path, *, until: float | None = None) -> bool:
-    """rmdir; False where that fails. The kernel says busy for a moment after the last process was reaped.
-
-    Args:
-        path: the cgroup.
-        until: kill what runs in it, and try until then, by the monotonic clock. A busy machine takes its time to let
-            many killed processes go. Else only that moment is waited for.
-    """
+    """rmdir; False where that fails. The kernel says busy for a moment after the last process was reaped: it is tried
+    for that moment, or `until` then by the monotonic clock."""
     deadline = time.monotonic() + BUSY_FOR if until is None else until
     while True:
         try:
@@ -206,16 +225,6 @@ def remove_directory(path: Path, *, until: float | None = None) -> bool:
         except OSError as error:
             if error.errno != errno.EBUSY or time.monotonic() > deadline:
                 return False
-            if until is not None:
-                _kill_all(path)
             time.sleep(0.001)
         else:
             return True
-
-
-def _kill_all(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        for pid in (path / "cgroup.procs").read_text().split():
-            with contextlib.suppress(ProcessLookupError):
-                if int(pid) not in (0, os.getpid()):  # 0: of a namespace that we do not see into
-                    os.kill(int(pid), signal.SIGKILL)

@@ -75,8 +75,8 @@ def take_delegated(group: Path | None) -> Path | None:
 def remove_parent(
     name: str, group: Path | None = None, top: Path = Path("/sys/fs/cgroup"), *, within: float = REMOVED_WITHIN
 ) -> None:
-    """Remove a dead engine's directory and those below it, wherever above us it was made. What still runs there, but
-    for us, is killed; what takes longer than `within` seconds to go stays."""
+    """Remove a dead engine's directory and those below it, wherever above us it was made. What takes longer than
+    `within` seconds to become empty stays."""
     deadline = time.monotonic() + within
     at = own_group() if group is None else group
     while at is not None:
