@@ -15,7 +15,7 @@ from sandboxkit.local.isolation._base import BoxEnd, BoxSpec, Layer, Limits
 from sandboxkit.local.isolation._box import BubblewrapBox
 from sandboxkit.local.isolation._cgroup1 import BoxCgroups
 from sandboxkit.local.isolation._cgroup2 import BoxCgroup2
-from sandboxkit.local.isolation._limits import Cgroup
+from sandboxkit.local.isolation._limits import Cgroup, allows_uncounted
 from sandboxkit.local.isolation._namespace import EngineNamespace
 from sandboxkit.local.isolation._remedies import MISSING_BWRAP, host_facts, remedy
 from sandboxkit.local.isolation._watchdog import Watchdog
@@ -91,7 +91,9 @@ class BubblewrapIsolation:
             except OSError as error:
                 raise EngineUnavailable(f"A sandbox could not be prepared: {error}.", sandbox_id=spec.box_id) from error
             await box.start(
-                self._bwrap, lambda *fds: self._plan(directory, layers, *fds), _seccomp.filter_for(os.uname().machine)
+                self._bwrap,
+                lambda *fds: self._plan(directory, layers, *fds),
+                _seccomp.filter_for(os.uname().machine, uncounted=allows_uncounted(spec.limits, cgroup)),
             )
         except BaseException:
             await box.end(BoxEnd("engine", "it did not start"))
