@@ -146,6 +146,8 @@ class BubblewrapIsolation:
             etc=str(runtime / "etc"),
             python=str(runtime / "python"),
             agent=str(runtime / "agent"),
+            nothing=str(runtime / "nothing"),
+            empty=str(runtime / "empty"),
             home=str(directory / "home"),
             tmp=str(directory / "tmp"),
             shm=str(directory / "shm"),
