@@ -13,7 +13,8 @@ out = {}
 AARCH64 = os.uname().machine == 'aarch64'
 def syscall(number, *args):
     ctypes.set_errno(0)
-    given = [a if isinstance(a, (bytes, ctypes.c_void_p, ctypes.Array)) or a is None else ctypes.c_long(a) for a in args]
+    pointers = (bytes, ctypes.c_void_p, ctypes.Array, type(None))
+    given = [a if isinstance(a, pointers) else ctypes.c_long(a) for a in args]
     result = libc.syscall(ctypes.c_long(number), *given)
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -73,8 +74,3 @@ async def attack(isolation: Any, code: str) -> Any:
     assert done.status.code == 0, f"{done.status}: {done.output[-3000:]}"
     assert (await run(other, ["echo", "fine"])).output == "fine\n"
     return json.loads(done.output.splitlines()[-1])
-
-
-def holes(outcomes: dict[str, str], *, expected: tuple[str, ...] = ()) -> dict[str, str]:
-    """The attempts that worked, but for those whose success is told to be harmless."""
-    return {name: told for name, told in outcomes.items() if told.startswith("worked") and name not in expected}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,9 @@ for pid in (AGENT, INIT):
 # A descriptor of ours that is not ours: nothing but 0, 1 and 2 comes into a program.
 out['own descriptors'] = sorted(int(n) for n in os.listdir('/proc/self/fd') if os.path.exists('/proc/self/fd/' + n))[:3]
 # The socket of the agent cannot be reached by its inode either.
-attempt('socket by path', lambda: os.open([os.readlink('/proc/1/fd/' + n) for n in os.listdir('/proc/1/fd')
-        if os.readlink('/proc/1/fd/' + n).startswith('socket')][0] if any(os.readlink('/proc/1/fd/' + n).startswith('socket')
-        for n in os.listdir('/proc/1/fd')) else '/none', os.O_RDWR))
+for number in os.listdir('/proc/1/fd'):
+    if os.readlink('/proc/1/fd/' + number).startswith('socket'):
+        attempt('socket ' + number, os.open, '/proc/1/fd/' + number, os.O_RDWR)
 out['fds of pid 1'] = sorted({os.readlink('/proc/1/fd/' + n).split(':')[0] for n in os.listdir('/proc/1/fd')})
 out['environ of pid 1'] = read('/proc/1/environ').decode()
 """
@@ -145,7 +146,7 @@ async def stopped(isolation: Any) -> Any:
     assert process.pid > 2
     agent = next(pid for pid in processes_of(box.init_pid) if _field(pid, "NSpid").split()[-1] == "2")
     async with asyncio.timeout(20):
-        while not _field(agent, "State").startswith("T"):
+        while not _field(agent, "State").startswith("T"):  # noqa: ASYNC110 (another process's state)
             await asyncio.sleep(0.01)
     pinging = asyncio.ensure_future(box.agent.ping())
     done, _ = await asyncio.wait([pinging], timeout=0.2)

@@ -36,9 +36,9 @@ COPIED_FROM_ETC = (
     "ssl/certs/ca-certificates.crt",
     "pki/tls/certs/ca-bundle.crt",
 )
-HIDDEN_IN_PROC = tuple(
-    f"/proc/{name}"
-    for name in "acpi asound interrupts kcore keys latency_stats pressure sched_debug scsi timer_list".split()
+HIDDEN_IN_PROC = (
+    *("/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats"),
+    *("/proc/pressure", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list"),
 )
 """What Docker covers, and the one directory whose files anybody may write: all tell about the whole machine."""
 READ_ONLY = _kernel.MS_RDONLY | _kernel.MS_NOSUID | _kernel.MS_NODEV
