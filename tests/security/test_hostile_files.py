@@ -122,9 +122,10 @@ for name, kind, number in (('mem', stat.S_IFCHR, (1, 1)), ('kmsg', stat.S_IFCHR,
             return read(place + '/' + name, 1)
         attempt('mknod %s in %s' % (name, place), make)
 for name in ('mem', 'kmem', 'port', 'kmsg', 'kvm', 'fuse', 'net/tun', 'vhost-net', 'vhost-vsock', 'vsock',
-             'userfaultfd', 'loop-control', 'loop0', 'mapper/control', 'btrfs-control', 'uinput', 'hpet', 'rtc', 'rtc0',
-             'watchdog', 'cpu_dma_latency', 'console', 'tty0', 'tty1', 'ttyS0', 'vcs', 'vcsa', 'snapshot', 'dri/card0', 'nvidia0',
-             'input/event0', 'sda', 'vda', 'nvme0', 'raw/rawctl', 'ppp', 'hwrng', 'autofs', 'mqueue', 'hugepages'):
+             'userfaultfd', 'loop-control', 'loop0', 'mapper/control', 'btrfs-control', 'uinput', 'hpet', 'rtc',
+             'rtc0', 'watchdog', 'cpu_dma_latency', 'console', 'tty0', 'tty1', 'ttyS0', 'vcs', 'vcsa',
+             'snapshot', 'dri/card0', 'nvidia0', 'input/event0', 'sda', 'vda', 'nvme0', 'raw/rawctl', 'ppp',
+             'hwrng', 'autofs', 'mqueue', 'hugepages'):
     attempt('open ' + name, lambda: os.close(os.open('/dev/' + name, os.O_RDONLY | os.O_NONBLOCK)))
 """
 

@@ -256,6 +256,26 @@ def test_the_cap_holds_until_a_kill_is_confirmed(start_hollow: Callable[..., Any
     assert hollow.create()["sandboxID"]
 
 
+def test_the_cap_on_memory_counts_what_was_promised(start_hollow: Callable[..., Any]) -> None:
+    """A create whose sandbox could use more than what is left of `max_memory` is a 429 until another one is gone."""
+    hollow = start_hollow(max_memory=5 << 30)
+    first, _ = hollow.create(), hollow.create()
+    answer = hollow.client.post("/v2/sandboxes", json={"templateID": "base"})
+    assert answer.status_code == 429
+    assert answer.json()["error_code"] == "too_much_memory"
+    assert "5120 MiB" in answer.json()["message"]
+    assert hollow.client.delete(f"/sandboxes/{first['sandboxID']}").status_code == 204
+    assert hollow.create()["sandboxID"]
+
+
+def test_info_says_how_each_limit_is_held(hollow: Any) -> None:
+    """Info has E2B's figures, and beyond them each limit with what holds it."""
+    sandbox_id = hollow.create()["sandboxID"]
+    info = hollow.client.get(f"/sandboxes/{sandbox_id}").json()
+    assert (info["cpuCount"], info["memoryMB"], info["diskSizeMB"]) == (2, 2048, 1024)
+    assert info["limits"] == [{"resource": "memory", "value": 2048 << 20, "heldBy": "watchdog", "note": "a note"}]
+
+
 # -- idempotency --------------------------------------------------------------------------------------------------
 
 
@@ -451,6 +471,7 @@ def test_metrics_are_measured(shared_hollow: Any) -> None:
     sandbox_id = shared_hollow.create()["sandboxID"]
     (metric,) = shared_hollow.client.get(f"/sandboxes/{sandbox_id}/metrics").json()
     assert (metric["memUsed"], metric["diskUsed"], metric["cpuCount"]) == (1000, 2000, 2)
+    assert metric["memCache"] == 300
     fields = "timestamp timestampUnix cpuCount cpuUsedPct memUsed memTotal memCache diskUsed diskTotal"
     assert set(fields.split()) == metric.keys()
     assert shared_hollow.client.get(f"/sandboxes/{sandbox_id}/metrics?end=1").json() == []

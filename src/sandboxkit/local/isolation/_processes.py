@@ -70,9 +70,8 @@ def shared_memory(pid: int) -> int:
         with open(f"/proc/{pid}/smaps", "rb") as file:
             for line in file:
                 fields = line.split()
-                if not fields[0].endswith(
-                    b":"
-                ):  # a mapping's first line: addresses, rights, offset, device, inode, name
+                # The first line of a mapping: addresses, rights, offset, device, inode, name.
+                if not fields[0].endswith(b":"):
                     counts = fields[1].endswith(b"s") and fields[5:6] != [] and fields[5].startswith(NAMELESS)
                 elif counts and fields[0] == b"Pss:":
                     found += int(fields[1]) * 1024
