@@ -13,8 +13,9 @@ import anyio
 from anyio.abc import TaskGroup
 
 from sandboxkit.errors import PoolClosed, ProviderUnavailable, SandboxkitError, SandboxLost
+from sandboxkit.events import name_of
 from sandboxkit.pool._core import Core
-from sandboxkit.pool._emit import Teller, name_of
+from sandboxkit.pool._emit import Teller
 from sandboxkit.pool._life import on_loop_clock
 from sandboxkit.pool._moves import Create, Created, CreateFailed, Kill, Killed, KillFailed, KillReason, PoolEvent
 from sandboxkit.pool._options import PoolOptions, create_request, owned

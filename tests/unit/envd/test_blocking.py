@@ -37,6 +37,7 @@ def test_writing_to_what_was_made_blocking() -> None:
 
     async def main() -> None:
         reading, writing = os.pipe()
+        os.write(writing, b"x" * (60 << 10))  # one page is free: ready, but not for all
         os.set_blocking(writing, True)
         feed = Input(writing)
         try:
