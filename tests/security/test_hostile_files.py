@@ -32,7 +32,7 @@ for at, way in enumerate(ways):
     os.symlink(way + SECRET, '/home/user/link%%d' %% at)
     attempt('secret by a link through %%s' %% way, read, '/home/user/link%%d' %% at)
     attempt('hard link through %%s' %% way, os.link, way + SECRET, '/home/user/hard%%d' %% at)
-    for name in ('/etc/shadow', '/root/.bashrc', '/mnt/boxes', '/var/lib/dpkg/status', '/sys/kernel/notes',
+    for name in ('/etc/shadow', '/root', '/mnt/boxes', '/var/lib/dpkg/status', '/sys/kernel/notes',
                  '/lost+found', '/run/systemd', '/boot', '/proc/1/root/mnt/bwrap'):
         attempt('%%s through %%s' %% (name, way), lambda: read(way + name) if os.path.isfile(way + name)
                 else os.listdir(way + name))

@@ -103,6 +103,7 @@ class BubblewrapBox:
         seccomp_fd = _memory_file(seccomp)
         words = _argv.arguments(plan(seccomp_fd, info_write, block_read))
         args_fd, args_write = os.pipe()
+        unused = [args_write]
         passed = (theirs.fileno(), info_write, block_read, seccomp_fd, args_fd)
         self.agent = AgentLink(ours, on_lost=self._agent_lost)
         try:
@@ -122,12 +123,10 @@ class BubblewrapBox:
                 theirs.close()
                 for fd in (info_write, block_read, seccomp_fd, args_fd, errors_write):
                     os.close(fd)
-                if self._outer is None:
-                    os.close(args_write)
             self._outer_fd = os.pidfd_open(self._outer.pid)
             self._watch(self._outer_fd)
             try:
-                self._let_go(args_write, words)
+                self._let_go(unused.pop(), words)
                 async with asyncio.timeout(START_WITHIN):
                     await self._know_init()
                     os.write(block_write, b"1")
@@ -145,7 +144,7 @@ class BubblewrapBox:
                     sandbox_id=self.box_id,
                 ) from error
         finally:
-            for fd in (block_write, errors_read):
+            for fd in (block_write, errors_read, *unused):
                 os.close(fd)
         self._close_info()
 
