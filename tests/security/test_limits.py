@@ -78,6 +78,8 @@ async def take_all(isolation: Any, code: str) -> Any:
 
     from box_tools import python, run, small
 
+    from sandboxkit.local.isolation import AgentLost
+
     greedy, other = await isolation.create(small("greedy")), await isolation.create(small("other"))
     running = asyncio.ensure_future(python(greedy, code))
     meanwhile = []
@@ -90,7 +92,12 @@ async def take_all(isolation: Any, code: str) -> Any:
     except Exception as error:
         result = [type(error).__name__, "", ""]
     ended = greedy.ended.result().reason if greedy.ended.done() else None
-    alive = None if ended else (await run(greedy, ["echo", "alive"])).output
+    alive = None
+    if ended is None:
+        try:
+            alive = (await run(greedy, ["echo", "alive"])).output
+        except AgentLost:  # it was ending already
+            ended = (await greedy.ended).reason
     return {"result": result, "ended": ended, "alive": alive, "other": sorted(set(meanwhile))}
 
 
