@@ -35,6 +35,8 @@ class Template:
         start: the command that starts its app.
         ready: the path that answers over HTTP once the app is ready.
         cpu, memory_mb: the resources of one sandbox, in CPUs and MiB.
+        shared_memory: whether its programs need System V segments or memfd_create. The local engine refuses them
+            where it has no cgroup to count them; with this it allows them, and their memory is then not bounded.
 
     Raises:
         pydantic.ValidationError: a field has a wrong type or value.
@@ -53,6 +55,7 @@ class Template:
     ready: str | None = Field(default=None, kw_only=True)
     cpu: int = Field(default=2, ge=1, le=256, kw_only=True)
     memory_mb: int = Field(default=2048, ge=128, kw_only=True)
+    shared_memory: bool = Field(default=False, kw_only=True)
 
     @field_validator("file")
     @classmethod

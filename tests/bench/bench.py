@@ -60,7 +60,7 @@ def box_with_bare_python(repeat: int) -> float:
     bwrap = _runtime.wheel_bwrap() or "bwrap"
     python = Path(getattr(sys, "_base_executable", None) or sys.executable).resolve().parent.parent
     with tempfile.TemporaryDirectory() as folder:
-        places = {name: Path(folder, name) for name in ("etc", "agent", "home", "tmp", "shm")}
+        places = {name: Path(folder, name) for name in ("etc", "agent", "empty", "home", "tmp", "shm")}
         for place in places.values():
             place.mkdir()
 
@@ -71,6 +71,7 @@ def box_with_bare_python(repeat: int) -> float:
                 plan = _argv.Plan(
                     root=_runtime.host_root(),
                     python=str(python),
+                    nothing=os.devnull,
                     layers=(),
                     seccomp_fd=seccomp,
                     info_fd=info,

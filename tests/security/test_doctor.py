@@ -29,7 +29,18 @@ def test_checks() -> None:
     if sandbox.status == "ok":
         resources = {check.name for check in told if check.name.startswith("limit: ")}
         assert resources == {
-            f"limit: {name}" for name in ("memory", "cpus", "processes", "open_files", "disk", "inodes")
+            f"limit: {name}"
+            for name in (
+                "memory",
+                "swap",
+                "shared_memory",
+                "locked_memory",
+                "cpus",
+                "processes",
+                "open_files",
+                "disk",
+                "inodes",
+            )
         }
     assert left() == before
 

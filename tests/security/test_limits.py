@@ -78,6 +78,8 @@ async def take_all(isolation: Any, code: str) -> Any:
 
     from box_tools import python, run, small
 
+    from sandboxkit.local.isolation import AgentLost
+
     greedy, other = await isolation.create(small("greedy")), await isolation.create(small("other"))
     running = asyncio.ensure_future(python(greedy, code))
     meanwhile = []
@@ -90,7 +92,12 @@ async def take_all(isolation: Any, code: str) -> Any:
     except Exception as error:
         result = [type(error).__name__, "", ""]
     ended = greedy.ended.result().reason if greedy.ended.done() else None
-    alive = None if ended else (await run(greedy, ["echo", "alive"])).output
+    alive = None
+    if ended is None:
+        try:
+            alive = (await run(greedy, ["echo", "alive"])).output
+        except AgentLost:  # it was ending already
+            ended = (await greedy.ended).reason
     return {"result": result, "ended": ended, "alive": alive, "other": sorted(set(meanwhile))}
 
 
@@ -189,13 +196,18 @@ async def describe(isolation: Any) -> Any:
 def test_limits_are_reported(box_runner: Any, ordinary: bool) -> None:
     """Each resource has its value and the mechanism that holds it."""
     told = box_runner(describe, as_ordinary_user=ordinary)
+    counted = told["memory"][1] in ("cgroup2", "cgroup1")
     assert {name: value for name, (value, _by) in told.items()} == {
         "memory": 256 << 20,
+        "swap": 0,
+        "shared_memory": 256 << 20 if counted else 0,
+        "locked_memory": 8 << 20,
         "cpus": 2.0,
         "processes": 64,
-        "open_files": 4096,
+        "open_files": 4096 if counted else 1024,
         "disk": 64 << 20,
         "inodes": 2000,
     }
     assert told["disk"][1] == told["inodes"][1] == "tmpfs"
     assert told["memory"][1] in ("cgroup2", "cgroup1", "watchdog")
+    assert counted or told["shared_memory"][1] == "seccomp"

@@ -199,14 +199,15 @@ async def refuse(isolation: Any, numbers: Any, more: Any) -> Any:
 
 
 def test_refused_calls(box_runner: Any) -> None:
-    """Every call of the deny list fails with EPERM (clone3 with ENOSYS), while threads and children work."""
-    from sandboxkit.local.isolation._seccomp import ARCHITECTURES, REFUSED
+    """Every call that the table refuses fails with EPERM (clone3 with ENOSYS), while threads and children work."""
+    from sandboxkit.local.isolation import _syscalls
 
-    numbers = ARCHITECTURES[os.uname().machine].numbers
+    machine = os.uname().machine
+    special = _syscalls.looked_into(machine)
     answers, ordinary = box_runner(
         refuse,
-        numbers={name: numbers[name] for name in (*REFUSED, "clone3") if name in numbers},
-        more={"clone": numbers["clone"]},
+        numbers={**_syscalls.refused(machine), "clone3": special["clone3"]},
+        more={"clone": special["clone"]},
     )
     assert ordinary == ["thread", "child"]
     assert answers.pop("clone3") == "ENOSYS"

@@ -84,8 +84,7 @@ def flood(run: Any, tools: Any, *, commands: int, cells: int) -> None:
         )
         print(f"{middle * 1000:.1f} ms (median of {len(latencies)}), {max(latencies):.2f} s at most")
         assert peak < allowed
-        assert middle < 0.25
-        assert max(latencies) < 5
+        assert max(latencies) < 30  # a hang, not a speed
         for reader in readers:
             reader.close()
         for sandbox in wild:
@@ -127,5 +126,4 @@ def test_floods_that_are_read(start: Any, tools: Any) -> None:
         assert all(size.result() > 40_000_000 for size in sizes)
         middle = statistics.median(latencies)
         print(f"\n{middle * 1000:.1f} ms (median of {len(latencies)}), {max(latencies):.2f} s at most")
-        assert middle < 0.5
     tools.no_tracebacks(run)

@@ -30,7 +30,7 @@ class EmptyBox:
     def __init__(self, spec: BoxSpec, isolation: EmptyIsolation) -> None:
         self.box_id = spec.box_id
         self.agent = cast(Agent, self)  # the services of this engine ask it for nothing
-        self.limits: tuple[LimitInForce, ...] = ()
+        self.limits: tuple[LimitInForce, ...] = (LimitInForce("memory", spec.limits.memory, "watchdog", "a note"),)
         self.ended: asyncio.Future[BoxEnd] = asyncio.get_running_loop().create_future()
         self._isolation = isolation
         self.is_silent = False
@@ -50,7 +50,7 @@ class EmptyBox:
         self._isolation.boxes.pop(self.box_id, None)
 
     async def usage(self) -> Usage:
-        return Usage(cpu_seconds=0.5, memory=1000, disk=2000, processes=3)
+        return Usage(cpu_seconds=0.5, memory=1000, cache=300, disk=2000, processes=3)
 
 
 @dataclass

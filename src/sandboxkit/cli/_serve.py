@@ -35,7 +35,28 @@ from sandboxkit.errors import EngineUnavailable
     type=click.Choice(["deny", "packages", "internet"]),
     help="What a sandbox may reach when its creator does not say.",
 )
-def serve(host: str, port: int, env_file: str | None, isolation: str, internet: str) -> None:
+@click.option(
+    "--max-sandboxes",
+    default=200,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Sandboxes at once; a create past that is refused (429).",
+)
+@click.option(
+    "--max-memory",
+    type=click.IntRange(1),
+    metavar="MIB",
+    help="MiB that all sandboxes together may be allowed; a create past that is refused (429).  [default: no bound]",
+)
+def serve(
+    host: str,
+    port: int,
+    env_file: str | None,
+    isolation: str,
+    internet: str,
+    max_sandboxes: int,
+    max_memory: int | None,
+) -> None:
     """Run the local engine until Ctrl-C, for any E2B client.
 
     E2B's own SDKs talk to it once the three variables are exported. They are printed, or written to --env-file; the
@@ -52,6 +73,8 @@ def serve(host: str, port: int, env_file: str | None, isolation: str, internet: 
         env_file=os.path.abspath(env_file) if env_file else None,
         isolation=isolation,  # type: ignore[arg-type]  # click's Choice is this Literal
         internet=internet,  # type: ignore[arg-type]
+        max_sandboxes=max_sandboxes,
+        max_memory=None if max_memory is None else max_memory * 1024 * 1024,
     )
 
     def announce(endpoint: Endpoint) -> None:

@@ -32,6 +32,8 @@ class EngineConfig:
         internet: what a sandbox may reach when its creator does not say; only `deny` until the egress proxy exists.
         state_root: directory for what engines keep while they run; None means `run` beneath `cache_home()`.
         max_sandboxes: sandboxes at once, those being made and being killed included; 429 past that.
+        max_memory: bytes that all sandboxes together may be promised, the sum of their memory limits; a create that
+            would pass it is a 429. None bounds only their number.
         max_creating: sandboxes made at the same time; further ones wait for their turn.
         default_timeout: the life of a sandbox whose creator names none.
         max_timeout: the longest life that may be asked for; 400 past that.
@@ -48,6 +50,7 @@ class EngineConfig:
     internet: Internet = "deny"
     state_root: str | None = None
     max_sandboxes: int = 200
+    max_memory: int | None = None
     max_creating: int = 4
     default_timeout: int = 300
     max_timeout: int = DAY
@@ -72,6 +75,8 @@ class EngineConfig:
         for name in ("max_sandboxes", "max_creating", "default_timeout", "max_timeout", "create_timeout"):
             if getattr(self, name) <= 0:
                 raise ConfigurationError(f"{name}={getattr(self, name)!r}: a positive number is needed.")
+        if self.max_memory is not None and self.max_memory <= 0:
+            raise ConfigurationError(f"max_memory={self.max_memory!r}: a positive number of bytes is needed.")
         if self.shutdown_timeout <= 0:
             raise ConfigurationError(f"shutdown_timeout={self.shutdown_timeout!r}: a positive number is needed.")
         if self.isolation == "gvisor":

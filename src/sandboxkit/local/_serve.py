@@ -133,7 +133,12 @@ class Engine:
         started = time.monotonic()
         await self._isolation.start()
         sandboxes = Sandboxes(
-            registry=Registry(max_sandboxes=self._config.max_sandboxes, new_id=_new_id, new_token=_new_token),
+            registry=Registry(
+                max_sandboxes=self._config.max_sandboxes,
+                max_memory=self._config.max_memory,
+                new_id=_new_id,
+                new_token=_new_token,
+            ),
             isolation=self._isolation,
             services=self._services,
             max_creating=self._config.max_creating,

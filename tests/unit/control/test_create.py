@@ -220,6 +220,18 @@ def test_so_many_are_made_at_once_and_no_more(start_hollow: Callable[..., Any], 
     assert hollow.isolation.most_at_once == 2
 
 
+def test_the_cap_on_memory_counts_what_was_promised(start_hollow: Callable[..., Any]) -> None:
+    """A create whose sandbox could use more than what is left of `max_memory` is a 429 until another one is gone."""
+    hollow = start_hollow(max_memory=5 << 30)
+    first, _ = hollow.create(), hollow.create()
+    answer = hollow.client.post("/v2/sandboxes", json={"templateID": "base"})
+    assert answer.status_code == 429
+    assert answer.json()["error_code"] == "too_much_memory"
+    assert "5120 MiB" in answer.json()["message"]
+    assert hollow.client.delete(f"/sandboxes/{first['sandboxID']}").status_code == 204
+    assert hollow.create()["sandboxID"]
+
+
 def test_the_cap_holds_until_a_kill_is_confirmed(
     start_hollow: Callable[..., Any], wait_until: Callable[..., Any]
 ) -> None:

@@ -157,11 +157,20 @@ def test_pages_have_a_token_until_the_last(hollow: Any) -> None:
 # -- the rest -----------------------------------------------------------------------------------------------------
 
 
+def test_info_says_how_each_limit_is_held(hollow: Any) -> None:
+    """Info has E2B's figures, and beyond them each limit with what holds it."""
+    sandbox_id = hollow.create()["sandboxID"]
+    info = hollow.client.get(f"/sandboxes/{sandbox_id}").json()
+    assert (info["cpuCount"], info["memoryMB"], info["diskSizeMB"]) == (2, 2048, 1024)
+    assert info["limits"] == [{"resource": "memory", "value": 2048 << 20, "heldBy": "watchdog", "note": "a note"}]
+
+
 def test_metrics_are_measured(shared_hollow: Any) -> None:
     """Metrics have every field, come from the box, and respect the window."""
     sandbox_id = shared_hollow.create()["sandboxID"]
     (metric,) = shared_hollow.client.get(f"/sandboxes/{sandbox_id}/metrics").json()
     assert (metric["memUsed"], metric["diskUsed"], metric["cpuCount"]) == (1000, 2000, 2)
+    assert metric["memCache"] == 300
     fields = "timestamp timestampUnix cpuCount cpuUsedPct memUsed memTotal memCache diskUsed diskTotal"
     assert set(fields.split()) == metric.keys()
     assert shared_hollow.client.get(f"/sandboxes/{sandbox_id}/metrics?end=1").json() == []

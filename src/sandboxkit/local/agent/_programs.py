@@ -15,6 +15,11 @@ from ._codec import number, pack, unpack
 from ._files import fail
 
 TIOCSCTTY = 0x540E
+LOCKED = 8 * 1024 * 1024
+"""Bytes of memory that a program may lock."""
+QUEUED = 819_200
+"""Bytes in POSIX message queues, and below: signals that wait. Both are the kernel's memory."""
+SIGNALS = 4096
 
 
 class Rules:
@@ -89,6 +94,9 @@ def become(rules: Rules, fds: dict[int, int], tty: int) -> None:
             os.nice(rules.nice)
     lower(resource.RLIMIT_CORE, 0)
     lower(resource.RLIMIT_NOFILE, rules.open_files)
+    lower(resource.RLIMIT_MEMLOCK, LOCKED)
+    lower(resource.RLIMIT_SIGPENDING, SIGNALS)
+    lower(resource.RLIMIT_MSGQUEUE, QUEUED)
     if rules.data:
         lower(resource.RLIMIT_DATA, rules.data)
     lower(resource.RLIMIT_NPROC, rules.processes)

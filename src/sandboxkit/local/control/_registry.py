@@ -139,8 +139,16 @@ class _Key:
 class Registry:
     """All sandboxes of one engine. `new_id` and `new_token` give random names; an id has never been used before."""
 
-    def __init__(self, *, max_sandboxes: int, new_id: Callable[[], str], new_token: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        *,
+        max_sandboxes: int,
+        new_id: Callable[[], str],
+        new_token: Callable[[], str],
+        max_memory: int | None = None,
+    ) -> None:
         self._max_sandboxes = max_sandboxes
+        self._max_memory = max_memory
         self._new_id = new_id
         self._new_token = new_token
         self._sandboxes: dict[str, Sandbox] = {}
@@ -155,7 +163,7 @@ class Registry:
         """Decide about a request to create.
 
         Raises:
-            Refused: 503 while the engine ends, 409 for a key that stands for another request, 429 at the cap.
+            Refused: 503 while the engine ends, 409 for a key that stands for another request, 429 at a cap.
         """
         if self._closing:
             raise Refused(503, "The engine is shutting down", error_code="engine_closing", retry=False)
@@ -175,6 +183,7 @@ class Registry:
                 f"There are {len(self._sandboxes)} sandboxes already, as many as this engine allows; kill one first",
                 error_code="too_many_sandboxes",
             )
+        self._refuse_memory(wanted.limits.memory)
         sandbox = Sandbox(
             sandbox_id=self._unused_id(),
             access_token=self._new_token(),
@@ -188,6 +197,17 @@ class Registry:
         if key is not None:
             self._keys[key] = _Key(wanted.fingerprint, sandbox)
         return Make(sandbox)
+
+    def _refuse_memory(self, more: int) -> None:
+        """Refused: 429 where all sandboxes together, with `more`, could use more than they may."""
+        promised = sum(sandbox.wanted.limits.memory for sandbox in self._sandboxes.values())
+        if self._max_memory is not None and promised + more > self._max_memory:
+            raise Refused(
+                429,
+                f"The sandboxes there are may use {promised >> 20} MiB of memory, this one could use {more >> 20} MiB, "
+                f"and this engine allows {self._max_memory >> 20} MiB in all; kill one first",
+                error_code="too_much_memory",
+            )
 
     def made(self, sandbox_id: str, now: Now) -> Sandbox:
         """Note that it is made; its life begins now. Ending instead of live if the engine ends meanwhile: kill it."""

@@ -24,7 +24,7 @@ from sandboxkit.local.control._refusals import Refused, bad_request, unsupported
 from sandboxkit.local.control._registry import Query, Sandbox, Wanted
 from sandboxkit.local.control._sandboxes import Recipe, Sample, Sandboxes
 from sandboxkit.local.control._templates import Templates
-from sandboxkit.local.isolation._base import Limits
+from sandboxkit.local.isolation._base import LimitInForce, Limits
 
 BODY_LIMIT = 1024 * 1024
 CLIENT_ID = "local"
@@ -140,7 +140,12 @@ class RestApi:
                     timeout=wish.timeout,
                     fingerprint=wish.fingerprint,
                     idempotency_key=wish.idempotency_key,
-                    limits=Limits(cpus=template.cpus, memory=template.memory, disk=template.disk),
+                    limits=Limits(
+                        cpus=template.cpus,
+                        memory=template.memory,
+                        disk=template.disk,
+                        shared_memory=template.shared_memory,
+                    ),
                     has_interpreter=template.has_interpreter,
                     metadata=wish.metadata,
                     envs=wish.envs,
@@ -186,6 +191,9 @@ class RestApi:
             "allowInternetAccess": sandbox.wanted.internet,
             "lifecycle": {"onTimeout": "kill", "autoResume": False},
         }
+        live = self._sandboxes.live(sandbox.sandbox_id)
+        if live is not None:
+            detail["limits"] = [_limit(limit) for limit in live.box.limits]
         if sandbox.wanted.network is not None:
             detail["network"] = dict(sandbox.wanted.network)
         return JSONResponse(detail)
@@ -300,10 +308,15 @@ def _metric(sandbox: Sandbox, sample: Sample) -> JSON:
         "cpuUsedPct": round(sample.cpu_percent, 2),
         "memUsed": sample.usage.memory,
         "memTotal": limits.memory,
-        "memCache": 0,  # files of the host that are cached for it are the host's memory, and are not counted
+        "memCache": sample.usage.cache,
         "diskUsed": sample.usage.disk,
         "diskTotal": limits.disk,
     }
+
+
+def _limit(limit: LimitInForce) -> JSON:
+    """How one limit is held; a field of ours beyond E2B's."""
+    return {"resource": limit.resource, "value": limit.value, "heldBy": limit.by, "note": limit.note}
 
 
 def _whole(cpus: float) -> int:

@@ -1,8 +1,8 @@
 """The descriptors of a process on the event loop: output read in chunks, input written with backpressure.
 
 No thread and no buffer of our own: `read` takes at most one chunk once the kernel has some, `write` returns once the
-kernel has taken all. Descriptors are read only after they were reported readable: a terminal's description is shared
-with the sandbox, which could have made it blocking.
+kernel has taken all. Descriptors are used only after they were reported ready, and are made non-blocking each time: a
+terminal's description is shared with the agent inside, which could have made it blocking again.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Output:
             if not await self._readable(loop):
                 return b""
             try:
+                os.set_blocking(self._fd, False)
                 data = os.read(self._fd, self._chunk)
             except BlockingIOError:
                 # Readiness is a hint: another reader of the same terminal may have been faster.
@@ -109,6 +110,7 @@ class Input:
                 if not await self._writable(asyncio.get_running_loop()):
                     raise BrokenPipeError
                 try:
+                    os.set_blocking(self._fd, False)
                     rest = rest[os.write(self._fd, rest[:PIPE_CAPACITY]) :]
                 except BlockingIOError:
                     continue

@@ -108,9 +108,9 @@ def _is_ours(name: str, *, any_address: bool) -> bool:
 
 
 def _may_pass(method: str, host: str, headers: Mapping[str, str]) -> bool:
-    if headers.get("sec-fetch-mode") == "navigate" and method in ("GET", "HEAD"):
-        return True
     origin = headers.get("origin")
     if origin is not None and origin.lower() != f"http://{host.lower()}":
         return False
+    if headers.get("sec-fetch-mode") == "navigate" and method in ("GET", "HEAD"):
+        return True
     return headers.get("sec-fetch-site", "none") in ("none", "same-origin")

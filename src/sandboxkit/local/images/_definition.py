@@ -34,6 +34,7 @@ class BuiltTemplate:
     memory: int = 2048 * MIB
     disk: int = DISK
     has_interpreter: bool = False
+    shared_memory: bool = False
     envs: Mapping[str, str] = field(default_factory=dict)
     python: str = f"{sys.version_info.major}.{sys.version_info.minor}"
     """The version of Python inside, as `3.N`: the engine's own."""
@@ -69,6 +70,7 @@ class Definition:
             layers=(Layer(source=str(layer), target=ENV_TARGET),),
             cpus=float(self.template.cpu),
             memory=self.template.memory_mb * MIB,
+            shared_memory=self.template.shared_memory,
             has_interpreter=True,
         )
 

@@ -24,6 +24,9 @@ class HostRoot:
     """(name, text): `("bin", "usr/bin")`."""
     directories: tuple[str, ...] = ()
     """Names, such as `lib64`, that are bound read-only."""
+    hidden_files: tuple[str, ...] = ()
+    hidden_directories: tuple[str, ...] = ()
+    """Paths below /proc that tell about the whole machine and that this kernel has: empty inside."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +37,10 @@ class Plan:
     etc: str
     python: str
     agent: str
+    nothing: str
+    """An empty file."""
+    empty: str
+    """An empty directory."""
     home: str
     tmp: str
     shm: str
@@ -73,6 +80,8 @@ def _system(plan: Plan) -> list[str]:
         *bound,
         # The settings of the box's own IPC namespace belong to its user: nobody needs to write them.
         *("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev"),
+        *(word for path in plan.root.hidden_files for word in ("--ro-bind", plan.nothing, path)),
+        *(word for path in plan.root.hidden_directories for word in ("--ro-bind", plan.empty, path)),
         *("--perms", "0755", "--dir", "/run"),
         *("--ro-bind", plan.etc, "/etc"),
     ]

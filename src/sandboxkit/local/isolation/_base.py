@@ -157,16 +157,18 @@ class Limits:
     inodes: int = 200_000
     processes: int = 256
     open_files: int = 4096
+    shared_memory: bool = False
+    """Allow System V segments and memfd_create also where nothing counts them: their memory is then unbounded."""
 
 
 @dataclass(frozen=True, slots=True)
 class LimitInForce:
-    """How one limit is held here: `by` is cgroup2, cgroup1, rlimit, watchdog, tmpfs, or none (and `note` says what
-    remains)."""
+    """How one limit is held here: `by` is cgroup2, cgroup1, rlimit, watchdog, tmpfs, seccomp (what would pass it is
+    refused), or none (and `note` says what remains)."""
 
     resource: str
     value: float
-    by: Literal["cgroup2", "cgroup1", "rlimit", "watchdog", "tmpfs", "autogroup", "none"]
+    by: Literal["cgroup2", "cgroup1", "rlimit", "watchdog", "tmpfs", "seccomp", "autogroup", "none"]
     note: str = ""
 
 
@@ -203,6 +205,9 @@ class Usage:
 
     cpu_seconds: float
     memory: int
+    """All of it: what its processes hold, and its files, which lie in memory."""
+    cache: int = 0
+    """The part of `memory` that is files."""
     disk: int
     processes: int
 

@@ -102,7 +102,8 @@ class BubblewrapBox:
         errors_read, errors_write = os.pipe()
         seccomp_fd = _memory_file(seccomp)
         words = _argv.arguments(plan(seccomp_fd, info_write, block_read))
-        args_fd = _memory_file(b"\0".join(map(os.fsencode, words)) + b"\0")
+        args_fd, args_write = os.pipe()
+        unused = [args_write]
         passed = (theirs.fileno(), info_write, block_read, seccomp_fd, args_fd)
         self.agent = AgentLink(ours, on_lost=self._agent_lost)
         try:
@@ -125,10 +126,9 @@ class BubblewrapBox:
             self._outer_fd = os.pidfd_open(self._outer.pid)
             self._watch(self._outer_fd)
             try:
+                self._let_go(unused.pop(), words)
                 async with asyncio.timeout(START_WITHIN):
                     await self._know_init()
-                    if self._cgroup is not None:
-                        self._cgroup.join(self._init)
                     os.write(block_write, b"1")
                     inside = inside_limits(self._spec.limits, self._cgroup)
                     await self.agent.hello(
@@ -144,9 +144,18 @@ class BubblewrapBox:
                     sandbox_id=self.box_id,
                 ) from error
         finally:
-            for fd in (block_write, errors_read):
+            for fd in (block_write, errors_read, *unused):
                 os.close(fd)
         self._close_info()
+
+    def _let_go(self, args_write: int, words: list[str]) -> None:
+        """Give bubblewrap its arguments, which it waits for: not before it is in its cgroup, so that this is the root
+        of its cgroup namespace and /proc/self/cgroup inside names nothing above it."""
+        assert self._outer is not None
+        with os.fdopen(args_write, "wb") as stream:
+            if self._cgroup is not None:
+                self._cgroup.join(self._outer.pid)
+            stream.write(b"\0".join(map(os.fsencode, words)) + b"\0")
 
     async def _know_init(self) -> None:
         """Wait until bubblewrap has told init's pid, and take a pidfd on it. ValueError when it ends before.
@@ -249,17 +258,28 @@ class BubblewrapBox:
 
     # -- measuring -----------------------------------------------------------------------------------------------
 
+    def disk_used(self) -> int:
+        """Bytes in its files, which lie in memory. OSError once it is unmounted."""
+        space = os.statvfs(self._directory)
+        return (space.f_blocks - space.f_bfree) * space.f_frsize
+
     async def usage(self) -> Usage:
         """Measure; see `_base.Box.usage`. AgentLost when the box has ended."""
         if not self._init:
             raise AgentLost("the sandbox has ended")
-        space = os.statvfs(self._directory)
-        disk = (space.f_blocks - space.f_bfree) * space.f_frsize
+        disk = self.disk_used()
         found = usage_of(processes_of(self._init))
         group = self._cgroup
+        memory, cache = found.memory + disk, disk
+        if group is not None and group.has("memory"):
+            memory, cache = group.memory(), group.files()
+            # What the engine wrote for a client (an upload) is charged to the engine, and is this box's all the same.
+            elsewhere = max(0, disk - cache)
+            memory, cache = memory + elsewhere, cache + elsewhere
         return Usage(
             cpu_seconds=group.cpu_seconds() if group is not None and group.has("cpuacct") else found.cpu_seconds,
-            memory=group.memory() if group is not None and group.has("memory") else found.memory,
+            memory=memory,
+            cache=cache,
             disk=disk,
             processes=found.processes,
         )

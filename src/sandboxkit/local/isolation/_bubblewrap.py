@@ -15,7 +15,7 @@ from sandboxkit.local.isolation._base import BoxEnd, BoxSpec, Layer, Limits
 from sandboxkit.local.isolation._box import BubblewrapBox
 from sandboxkit.local.isolation._cgroup1 import BoxCgroups
 from sandboxkit.local.isolation._cgroup2 import BoxCgroup2
-from sandboxkit.local.isolation._limits import Cgroup
+from sandboxkit.local.isolation._limits import Cgroup, allows_uncounted
 from sandboxkit.local.isolation._namespace import EngineNamespace
 from sandboxkit.local.isolation._remedies import MISSING_BWRAP, host_facts, remedy
 from sandboxkit.local.isolation._watchdog import Watchdog
@@ -91,7 +91,7 @@ class BubblewrapIsolation:
                 await box.start(
                     self._bwrap,
                     lambda *fds: self._plan(directory, layers, *fds),
-                    _seccomp.filter_for(os.uname().machine),
+                    _seccomp.filter_for(os.uname().machine, uncounted=allows_uncounted(spec.limits, cgroup)),
                 )
             except OSError as error:
                 raise EngineUnavailable(f"A sandbox could not be prepared: {error}.", sandbox_id=spec.box_id) from error
@@ -146,6 +146,8 @@ class BubblewrapIsolation:
             etc=str(runtime / "etc"),
             python=str(runtime / "python"),
             agent=str(runtime / "agent"),
+            nothing=str(runtime / "nothing"),
+            empty=str(runtime / "empty"),
             home=str(directory / "home"),
             tmp=str(directory / "tmp"),
             shm=str(directory / "shm"),

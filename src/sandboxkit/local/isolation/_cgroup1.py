@@ -136,12 +136,19 @@ class BoxCgroups:
             (path / "cgroup.procs").write_text(str(pid))
 
     def has(self, controller: str) -> bool:
-        """Whether a controller is in force."""
+        """Whether a controller is in force; `swap` is memory's, where the kernel accounts it."""
+        if controller == "swap":
+            return self.has("memory") and (self._paths["memory"].parent / "memory.memsw.limit_in_bytes").exists()
         return controller in self._paths
 
     def memory(self) -> int:
         """Bytes in use."""
         return self._read("memory", "memory.usage_in_bytes")
+
+    def files(self) -> int:
+        """Those of them that are files in memory."""
+        lines = (self._paths["memory"] / "memory.stat").read_text().splitlines()
+        return int(dict(line.split() for line in lines).get("cache", 0))
 
     def cpu_seconds(self) -> float:
         """CPU time used."""

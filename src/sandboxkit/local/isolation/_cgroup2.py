@@ -108,12 +108,18 @@ class BoxCgroup2:
         self._write("cgroup.procs", str(pid))
 
     def has(self, controller: str) -> bool:
-        """Whether a controller is in force: all of them, or there would be no such cgroup."""
+        """Whether a controller is in force: all of them, or there would be no such cgroup, but swap accounting."""
+        if controller == "swap":
+            return (self._path.parent / "memory.swap.current").exists()
         return controller in (*CONTROLLERS, "cpuacct")
 
     def memory(self) -> int:
         """Bytes in use."""
         return int((self._path / "memory.current").read_text())
+
+    def files(self) -> int:
+        """Those of them that are files in memory."""
+        return self._field("memory.stat", "file")
 
     def cpu_seconds(self) -> float:
         """CPU time used."""

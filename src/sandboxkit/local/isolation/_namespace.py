@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -153,7 +154,16 @@ def _take(state: Path, uid: int) -> int:
     else:
         raise ConfigurationError(f"{state} belongs to another running engine; give this one its own.")
     if os.geteuid() == 0:
-        os.chown(state, uid, uid)
+        try:
+            os.chown(state, uid, uid)
+        except OSError as error:
+            os.close(lock)
+            shutil.rmtree(state, ignore_errors=True)
+            raise IsolationUnavailable(
+                f"The engine was started by root, and there is no uid {uid} to give it: {error.strerror}.",
+                remedy="This root is one of a user namespace that maps few uids (unshare -r, some containers): start "
+                "the engine as an ordinary user, or set SANDBOXKIT_UID to an unused uid that is mapped.",
+            ) from error
     return lock
 
 

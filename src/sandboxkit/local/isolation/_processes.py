@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICKS = os.sysconf("SC_CLK_TCK")
+NAMELESS = (b"/dev/zero", b"/SYSV", b"/memfd:")
+"""How maps show memory that is shared and lies in no file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,34 @@ def resident(pid: int) -> int:
     except OSError:
         return 0
     return (int(fields[1]) - int(fields[2])) * PAGE if len(fields) > 2 else 0
+
+
+def shared(pid: int) -> int:
+    """Resident bytes of a process that others may have, too: files' and shared memory's; 0 when it is gone."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[2]) * PAGE
+    except (OSError, IndexError):
+        return 0
+
+
+def shared_memory(pid: int) -> int:
+    """A process's part of the memory without a file that it has mapped together with others, in bytes: each of them
+    answers for its own. 0 when it is gone. Slow: the kernel walks its page tables."""
+    found = 0
+    counts = False
+    try:
+        with open(f"/proc/{pid}/smaps", "rb") as file:
+            for line in file:
+                fields = line.split()
+                # The first line of a mapping: addresses, rights, offset, device, inode, name.
+                if not fields[0].endswith(b":"):
+                    counts = fields[1].endswith(b"s") and fields[5:6] != [] and fields[5].startswith(NAMELESS)
+                elif counts and fields[0] == b"Pss:":
+                    found += int(fields[1]) * 1024
+    except OSError:
+        return found
+    return found
 
 
 def usage_of(pids: Iterable[int]) -> Found:

@@ -36,6 +36,11 @@ COPIED_FROM_ETC = (
     "ssl/certs/ca-certificates.crt",
     "pki/tls/certs/ca-bundle.crt",
 )
+HIDDEN_IN_PROC = (
+    *("/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats"),
+    *("/proc/pressure", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list"),
+)
+"""What Docker covers, and the one directory whose files anybody may write: all tell about the whole machine."""
 READ_ONLY = _kernel.MS_RDONLY | _kernel.MS_NOSUID | _kernel.MS_NODEV
 
 
@@ -48,6 +53,7 @@ def build(runtime: Path) -> None:
     os.chdir(runtime)
     for name in ("src", "layers", "boxes", "agent", "etc", "empty", "python"):
         os.mkdir(name, 0o755)
+    (runtime / "nothing").touch(0o444)
     _build_agent(runtime / "agent")
     _build_etc(runtime / "etc")
     _build_python(runtime)
@@ -63,7 +69,12 @@ def host_root(root: Path = Path("/")) -> HostRoot:
             links.append((name, os.readlink(path)))
         elif path.is_dir():
             directories.append(name)
-    return HostRoot(links=tuple(links), directories=tuple(directories))
+    return HostRoot(
+        links=tuple(links),
+        directories=tuple(directories),
+        hidden_files=tuple(path for path in HIDDEN_IN_PROC if (root / path.lstrip("/")).is_file()),
+        hidden_directories=tuple(path for path in HIDDEN_IN_PROC if (root / path.lstrip("/")).is_dir()),
+    )
 
 
 def mount_read_only(runtime: Path, source: str, name: str, *, above: tuple[str, ...] = ()) -> Path:

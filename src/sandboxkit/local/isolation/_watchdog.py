@@ -1,7 +1,9 @@
 """Hold the memory limit of boxes where no cgroup does: look every 50 ms, kill the largest process of what is over.
 
 As a cgroup would, it kills one process and leaves the box alone; what is half again over its limit, or whose largest
-process is the agent, goes as a whole. Memory means resident pages that are a process's own.
+process is the agent, goes as a whole. Memory means resident pages that are a process's own, its part of what it shares
+with others, and the box's files, which lie in memory. The sharing costs the kernel a walk through page tables: it is
+looked at only where it could matter, and not in every round.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ from dataclasses import dataclass
 
 from sandboxkit.local.isolation._base import BoxEnd
 from sandboxkit.local.isolation._box import BubblewrapBox
-from sandboxkit.local.isolation._processes import all_pids, namespace_of, resident
+from sandboxkit.local.isolation._processes import all_pids, namespace_of, resident, shared, shared_memory
 
 EVERY = 0.05
 FORGET_AFTER = 40
 """Rounds after which it is looked up again which process is in which box: a pid may have been reused."""
 ALL_AT = 1.5
+SHARED_EVERY = 2
+"""Rounds between two looks at what the processes of one box share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +34,10 @@ class Verdict:
     pid: int
 
 
-def judge(memory: dict[int, int], *, limit: int, ours: frozenset[int]) -> Verdict | None:
-    """Decide, purely: `memory` is bytes by pid, `ours` are init and the agent. None while the limit holds."""
-    total = sum(memory.values())
+def judge(memory: dict[int, int], *, limit: int, ours: frozenset[int], files: int = 0) -> Verdict | None:
+    """Decide, purely: `memory` is bytes by pid, `ours` are init and the agent, `files` bytes that belong to no
+    process. None while the limit holds."""
+    total = sum(memory.values()) + files
     if total <= limit:
         return None
     largest = max(memory, key=lambda pid: (memory[pid], pid))
@@ -77,9 +82,10 @@ class Watchdog:
             by_place.setdefault(place, []).append(pid)
         for box in boxes:
             pids = by_place.get(namespace_of(box.init_pid) or "", [])
-            verdict = judge(
-                {pid: resident(pid) for pid in pids}, limit=box.memory_limit, ours=frozenset({box.init_pid})
-            )
+            memory = {pid: resident(pid) for pid in pids}
+            files = box.disk_used()
+            self._add_shared(box, memory, files)
+            verdict = judge(memory, limit=box.memory_limit, ours=frozenset({box.init_pid}), files=files)
             if verdict is None:
                 continue
             if verdict.pid == 0:
@@ -87,6 +93,17 @@ class Watchdog:
             elif namespace_of(verdict.pid) == namespace_of(box.init_pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(verdict.pid, signal.SIGKILL)
+
+    def _add_shared(self, box: BubblewrapBox, memory: dict[int, int], files: int) -> None:
+        """Add what processes share, where that could be what breaks the limit."""
+        if self._rounds % SHARED_EVERY:
+            return
+        together = {pid: shared(pid) for pid in memory}
+        if sum(memory.values()) + files + sum(together.values()) <= box.memory_limit:
+            return
+        for pid, size in together.items():
+            if size:
+                memory[pid] += shared_memory(pid)
 
     async def aclose(self) -> None:
         """Stop."""

@@ -1,0 +1,234 @@
+"""Hostile programs after more than their share: memory by every way it can be had, descriptors, inodes, output."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="boxes need Linux")]
+
+BOTH = pytest.mark.parametrize("ordinary", [False, True], ids=["as-started", "as-ordinary-user"])
+MEMORY = 128
+
+GREED = {
+    "anonymous pages": """
+held = []
+for n in range(60):
+    held.append(bytearray(b'x') * (8 << 20))
+print('no limit', flush=True)
+""",
+    "shared pages": """
+import mmap
+held = []
+for n in range(60):
+    held.append(mmap.mmap(-1, 8 << 20))
+    held[-1].write(b'x' * (8 << 20))
+    time.sleep(0.01)
+time.sleep(1)
+print('no limit', flush=True)
+""",
+    "shared pages of many processes": """
+import mmap
+for n in range(6):
+    if os.fork() == 0:
+        held = mmap.mmap(-1, 60 << 20)
+        held.write(b'x' * (60 << 20))
+        time.sleep(20)
+        os._exit(0)
+ends = [os.wait()[1] for n in range(6)]
+print('no limit' if not any(ends) else 'some died', flush=True)
+""",
+    "files": """
+for place in ('/tmp', '/dev/shm', '/home/user'):
+    fd = os.open(place + '/big', os.O_CREAT | os.O_WRONLY)
+    for n in range(60):
+        os.write(fd, b'x' * (1 << 20))
+        time.sleep(0.002)
+held = bytearray(b'x') * (90 << 20)
+time.sleep(1)
+print('no limit', flush=True)
+""",
+    "memfd": """
+fds = []
+for n in range(60):
+    fds.append(os.memfd_create('x'))
+    os.write(fds[-1], b'x' * (8 << 20))
+print('no limit', flush=True)
+""",
+    "segments": """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+libc.shmat.restype = ctypes.c_void_p
+for n in range(60):
+    number = libc.shmget(0, ctypes.c_size_t(8 << 20), 0o1600)
+    if number < 0:
+        raise OSError(ctypes.get_errno(), 'shmget')
+    at = libc.shmat(number, None, 0)
+    ctypes.memset(at, 1, 8 << 20)
+    libc.shmdt(ctypes.c_void_p(at))
+print('no limit', flush=True)
+""",
+    "page tables": """
+import mmap
+held = []
+for n in range(400):  # a page in each 2 MiB: a page of page table for each page of data
+    held.append(mmap.mmap(-1, 1 << 28, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    for at in range(0, 1 << 28, 1 << 21):
+        held[-1][at] = 1
+print('no limit', flush=True)
+""",
+    "locked pages": """
+import ctypes, mmap
+held = mmap.mmap(-1, 64 << 20)
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.mlock(ctypes.addressof(ctypes.c_char.from_buffer(held)), ctypes.c_size_t(64 << 20)) < 0:
+    raise OSError(ctypes.get_errno(), 'mlock')
+print('no limit', flush=True)
+""",
+    "message queues": """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+for n in range(200):
+    number = libc.msgget(0, 0o1600)
+    if number < 0:
+        raise OSError(ctypes.get_errno(), 'msgget')
+    for m in range(2):
+        libc.msgsnd(number, ctypes.create_string_buffer(b'\\1' + b'x' * 8007), ctypes.c_size_t(8000), 0o4000)
+print('bounded by their number: %d' % n, flush=True)
+""",
+}
+
+
+async def be_greedy(isolation: Any, code: str) -> Any:
+    """Run greedy code in one box, and a small program in another meanwhile; tell how it went."""
+    import asyncio
+
+    from box_tools import python, run, small
+
+    greedy = await isolation.create(small("greedy", memory=MEMORY << 20, disk=256 << 20))
+    other = await isolation.create(small("other"))
+    running = asyncio.ensure_future(python(greedy, "import os, time\n" + code, seconds=25))
+    peak = 0
+    meanwhile = set()
+    while not running.done():
+        if not greedy.ended.done():
+            peak = max(peak, (await greedy.usage()).memory)
+        meanwhile.add((await run(other, ["echo", "fine"])).output)
+        await asyncio.sleep(0.02)
+    try:
+        ran = await running
+        how = [ran.status.code, ran.status.signal, ran.output[-300:]]
+    except Exception as error:
+        how = [None, None, type(error).__name__]
+    ended = (await greedy.ended).reason if how[2] == "AgentLost" or greedy.ended.done() else None
+    return {"how": how, "ended": ended, "peak": peak >> 20, "other": sorted(meanwhile)}
+
+
+@BOTH
+@pytest.mark.parametrize("way", [*sorted(set(GREED) - {"page tables", "files"}), "files", "page tables"])
+def test_memory_by_every_way(box_runner: Any, ordinary: bool, way: str) -> None:
+    """Whatever kind of memory a program asks for, it dies, is refused or loses its box soon after the limit."""
+    got = box_runner(be_greedy, code=GREED[way], as_ordinary_user=ordinary)
+    code, signal, output = got["how"]
+    assert "no limit" not in output, got
+    assert signal == 9 or got["ended"] in ("memory", "agent") or code not in (None,), got
+    assert got["ended"] in (None, "memory"), got
+    assert got["other"] == ["fine\n"]
+    assert got["peak"] < MEMORY * 2, got
+
+
+DESCRIPTORS = """
+import socket
+held = []
+try:
+    while True:
+        held.append(os.open('/dev/null', os.O_RDONLY))
+except OSError as error:
+    print(error.errno, len(held), flush=True)
+"""
+
+PAIRS = """
+import resource, socket
+pairs = []
+stuck = 0
+try:
+    while True:
+        a, b = socket.socketpair()
+        a.setblocking(False)
+        pairs.append((a, b))
+        try:
+            while True:
+                stuck += a.send(b'x' * 65536)
+        except BlockingIOError:
+            pass
+except (OSError, MemoryError) as error:
+    print('ended', stuck >> 20, flush=True)
+"""
+
+
+@BOTH
+def test_descriptors(box_runner: Any, ordinary: bool) -> None:
+    """Open files of one process are bounded, and the agent still opens its own."""
+    got = box_runner(be_greedy, code=DESCRIPTORS, as_ordinary_user=ordinary)
+    number, held = map(int, got["how"][2].split())
+    assert number == 24
+    assert 1000 < held < 4100
+    assert got["other"] == ["fine\n"]
+
+
+@BOTH
+def test_socket_buffers(box_runner: Any, ordinary: bool) -> None:
+    """What lies in sockets that nobody reads counts where a cgroup counts, and is bounded by the number of open files
+    where none does; the other box does not notice."""
+    got = box_runner(be_greedy, code=PAIRS, as_ordinary_user=ordinary)
+    assert got["other"] == ["fine\n"]
+    code, signal, output = got["how"]
+    assert signal == 9 or got["ended"] == "memory" or (code == 0 and int(output.split()[1]) < 512), got
+
+
+async def tell_limits(isolation: Any) -> Any:
+    """What the box says of itself, and what its programs find."""
+    from box_tools import python, small
+
+    box = await isolation.create(small("told"))
+    code = (
+        "import json, os, resource as r\n"
+        "open('/home/user/file', 'wb').write(b'x' * (4 << 20))\n"
+        "names = ('NOFILE', 'NPROC', 'MEMLOCK', 'CORE', 'MSGQUEUE', 'SIGPENDING')\n"
+        "print(json.dumps({n: r.getrlimit(getattr(r, 'RLIMIT_' + n)) for n in names}))\n"
+    )
+    inside = (await python(box, code)).output
+    usage = await box.usage()
+    held = {limit.resource: [limit.value, limit.by] for limit in box.limits}
+    return {"inside": inside, "held": held, "cache": usage.cache, "memory": usage.memory, "disk": usage.disk}
+
+
+@BOTH
+def test_what_is_told_is_true(box_runner: Any, ordinary: bool) -> None:
+    """The limits that a box reports are those that its programs find, and its files count as memory."""
+    import json
+
+    told = box_runner(tell_limits, as_ordinary_user=ordinary)
+    inside = json.loads(told["inside"])
+    held = told["held"]
+    assert inside["NOFILE"] == [held["open_files"][0]] * 2
+    assert inside["MEMLOCK"][1] <= held["locked_memory"][0]
+    assert inside["CORE"] == [0, 0]
+    assert inside["MSGQUEUE"][1] <= 819_200
+    assert inside["SIGPENDING"][1] <= 4096
+    assert inside["NPROC"][1] >= held["processes"][0]
+    assert told["disk"] >= 4 << 20
+    assert told["cache"] >= 4 << 20
+    assert told["memory"] >= told["cache"]
+    assert {by for _value, by in held.values()} <= {
+        "cgroup1",
+        "cgroup2",
+        "rlimit",
+        "tmpfs",
+        "watchdog",
+        "seccomp",
+        "none",
+    }
+    assert held["memory"][1] != "none"
