@@ -35,7 +35,14 @@ from sandboxkit.errors import EngineUnavailable
     type=click.Choice(["deny", "packages", "internet"]),
     help="What a sandbox may reach when its creator does not say.",
 )
-def serve(host: str, port: int, env_file: str | None, isolation: str, internet: str) -> None:
+@click.option(
+    "--warm",
+    default=2,
+    show_default=True,
+    type=click.IntRange(0, 200),
+    help="Boxes of each built template that are kept ready for the next sandboxes, as far as memory allows.",
+)
+def serve(host: str, port: int, env_file: str | None, isolation: str, internet: str, warm: int) -> None:
     """Run the local engine until Ctrl-C, for any E2B client.
 
     E2B's own SDKs talk to it once the three variables are exported. They are printed, or written to --env-file; the
@@ -52,6 +59,8 @@ def serve(host: str, port: int, env_file: str | None, isolation: str, internet: 
         env_file=os.path.abspath(env_file) if env_file else None,
         isolation=isolation,  # type: ignore[arg-type]  # click's Choice is this Literal
         internet=internet,  # type: ignore[arg-type]
+        warm=warm,
+        warm_from_start=True,
     )
 
     def announce(endpoint: Endpoint) -> None:

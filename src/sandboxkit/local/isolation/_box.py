@@ -27,10 +27,13 @@ from sandboxkit.local.isolation._base import AgentError, AgentLost, BoxEnd, BoxS
 from sandboxkit.local.isolation._limits import Cgroup, inside_limits, report
 from sandboxkit.local.isolation._link import AgentLink
 from sandboxkit.local.isolation._processes import processes_of, usage_of
+from sandboxkit.local.isolation._stopping import Stopper
 
 START_WITHIN = 20.0
 """Seconds from bubblewrap's start to the agent's first answer."""
 KNOWN_WITHIN = 2.0
+PAUSED_WITHIN = 5.0
+PAUSE_POLL = 0.0005
 ERRORS_KEPT = 4096
 CHILD_PID = re.compile(rb'"child-pid": ?([1-9][0-9]{0,9})[,\s}]')
 
@@ -62,6 +65,8 @@ class BubblewrapBox:
         self._told = b""
         self._mounted = False
         self._ending: asyncio.Task[None] | None = None
+        self._stopper = Stopper()
+        self._is_paused = False
 
     @property
     def init_pid(self) -> int:
@@ -218,6 +223,10 @@ class BubblewrapBox:
                 loop.remove_reader(pidfd)
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        if self._cgroup is not None and self._cgroup.has("freezer"):
+            # Version 1 does not let a frozen process die.
+            with contextlib.suppress(OSError):
+                self._cgroup.freeze(frozen=False)
         if hasattr(self, "agent"):
             self.agent.close()
         for pidfd in (self._init_fd, self._outer_fd):
@@ -244,6 +253,54 @@ class BubblewrapBox:
         self._on_ended(self.box_id)
         assert self._end is not None
         self.ended.set_result(self._end)
+
+    # -- pausing -------------------------------------------------------------------------------------------------
+
+    async def pause(self) -> None:
+        """Stop every process; see `_base.Box.pause`."""
+        self._must_live()
+        if self._is_paused:
+            return
+        self.agent.hold()
+        try:
+            async with asyncio.timeout(PAUSED_WITHIN):
+                while not self._stop():
+                    await asyncio.sleep(PAUSE_POLL)
+                    self._must_live()
+        except BaseException:
+            self._go_on()
+            raise
+        self._is_paused = True
+
+    async def resume(self) -> None:
+        """Let everything go on; see `_base.Box.resume`."""
+        self._must_live()
+        self._go_on()
+
+    def _must_live(self) -> None:
+        if self._ending is not None or not self._init:
+            raise AgentLost("the sandbox has ended")
+
+    def _stop(self) -> bool:
+        """Stop what runs; True once nothing does."""
+        if self._cgroup is None or not self._cgroup.has("freezer"):
+            return self._stopper.stop(self._init)
+        try:
+            # Again each time: version 1 gives up where a process cannot be stopped at once.
+            self._cgroup.freeze(frozen=True)
+            return self._cgroup.is_frozen()
+        except OSError as error:
+            raise AgentLost(f"its cgroup is gone ({error})") from error
+
+    def _go_on(self) -> None:
+        """Let everything go on, also in the middle of stopping or of ending."""
+        self._is_paused = False
+        if self._cgroup is not None and self._cgroup.has("freezer"):
+            with contextlib.suppress(OSError):  # gone with the box
+                self._cgroup.freeze(frozen=False)
+        else:
+            self._stopper.go_on()
+        self.agent.release()
 
     # -- measuring -----------------------------------------------------------------------------------------------
 

@@ -73,7 +73,11 @@ def remove_parents(name: str) -> None:
         if LIFE in controllers and path.is_dir():
             with contextlib.suppress(OSError):  # we may be in it ourselves
                 (base / "cgroup.procs").write_text(str(os.getpid()))
-        for box in (entry for entry in subdirectories(path)):
+        for box in subdirectories(path):
+            if LIFE in controllers:
+                # A sandbox that was paused when its engine died: its processes were told to die, and will once thawed.
+                with contextlib.suppress(OSError):
+                    (box / "freezer.state").write_text("THAWED")
             remove_directory(box)
         remove_directory(path)
 
@@ -120,6 +124,14 @@ class BoxCgroups:
     def tasks(self) -> int:
         """Tasks alive."""
         return self._read("pids", "pids.current")
+
+    def freeze(self, *, frozen: bool) -> None:
+        """Begin to stop every process in here, or let all go on."""
+        (self._paths["freezer"] / "freezer.state").write_text("FROZEN" if frozen else "THAWED")
+
+    def is_frozen(self) -> bool:
+        """Whether nothing in here runs any more."""
+        return (self._paths["freezer"] / "freezer.state").read_text().strip() == "FROZEN"
 
     def memory_kills(self) -> int:
         """How often the kernel had to kill in here for want of memory."""

@@ -98,7 +98,7 @@ class BoxCgroup2:
 
     def has(self, controller: str) -> bool:
         """Whether a controller is in force: all of them, or there would be no such cgroup."""
-        return controller in (*CONTROLLERS, "cpuacct")
+        return controller in (*CONTROLLERS, "cpuacct", "freezer")
 
     def memory(self) -> int:
         """Bytes in use."""
@@ -111,6 +111,14 @@ class BoxCgroup2:
     def tasks(self) -> int:
         """Tasks alive."""
         return int((self._path / "pids.current").read_text())
+
+    def freeze(self, *, frozen: bool) -> None:
+        """Begin to stop every process in here, or let all go on."""
+        self._write("cgroup.freeze", str(int(frozen)))
+
+    def is_frozen(self) -> bool:
+        """Whether nothing in here runs any more."""
+        return self._field("cgroup.events", "frozen") == 1
 
     def memory_kills(self) -> int:
         """How often the kernel had to kill in here for want of memory."""
