@@ -83,7 +83,9 @@ class SandboxkitError(Exception):
         return (_rebuild, (type(self), str(self), self.sandbox_id, facts))
 
 
-def _rebuild(cls: type[SandboxkitError], message: str, sandbox_id: str | None, facts: dict[str, Any]) -> SandboxkitError:
+def _rebuild(
+    cls: type[SandboxkitError], message: str, sandbox_id: str | None, facts: dict[str, Any]
+) -> SandboxkitError:
     return cls(message, sandbox_id=sandbox_id, **facts)
 
 
@@ -298,7 +300,11 @@ class OutputTooLarge(SandboxkitError):
 
 
 class ForkedProcess(SandboxkitError, RuntimeError):
-    """A pool made before `os.fork()` was used in the child. Make a new pool there."""
+    """What was made before `os.fork()` was used in the child, or the child's own pool after the parent used the SDK.
+
+    The SDK's threads stay in the parent, so that a request of the child's would never be answered. Start worker
+    processes by `spawn` or `forkserver`; or fork before anything of sandboxkit is used, and open the pools after it.
+    """
 
     code = "forked_process"
 
@@ -385,7 +391,9 @@ class EnforcementUnavailable(SafeFSError):
     code = "enforcement_unavailable"
 
 
-__all__ = [name for name, value in list(globals().items()) if isinstance(value, type) and issubclass(value, SandboxkitError)]
+__all__ = [
+    name for name, value in list(globals().items()) if isinstance(value, type) and issubclass(value, SandboxkitError)
+]
 
 for _name in __all__:
     globals()[_name].__module__ = "sandboxkit.errors"

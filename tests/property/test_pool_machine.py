@@ -30,7 +30,7 @@ from sandboxkit.pool._moves import (
     Spec,
     Tick,
 )
-from sandboxkit.pool._policy import PoolPolicy
+from sandboxkit.pool._policy import UNSURE_ATTEMPTS, PoolPolicy
 
 LIFETIME = 60.0
 KEYS = st.sampled_from([None, "a", "b", "c", "d"])
@@ -60,6 +60,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.created = self.killed = 0
         self.aborted: set[int] = set()
         self.is_closed = False
+        self.unsure: dict[int, int] = {}
 
     def do(self, event: PoolEvent) -> None:
         """Step, and enter each command into the books."""
@@ -160,6 +161,17 @@ class PoolMachine(RuleBasedStateMachine):
         del self.creating[slot]
         self.do(CreateFailed(slot))
 
+    @precondition(lambda self: self.creating)
+    @rule(data=st.data())
+    def create_ends_unclear(self, data: st.DataObject) -> None:
+        """The worst case: a sandbox was made, and nobody was told."""
+        slot = data.draw(st.sampled_from(sorted(self.creating)))
+        self.alive[slot] = self.creating.pop(slot)
+        self.created += 1
+        self.unsure[slot] = 0
+        self.do(CreateFailed(slot, True))
+        assert slot in self.killing
+
     @precondition(lambda self: self.killing)
     @rule(data=st.data())
     def kill_succeeds(self, data: st.DataObject) -> None:
@@ -174,6 +186,10 @@ class PoolMachine(RuleBasedStateMachine):
     def kill_fails(self, data: st.DataObject) -> None:
         slot = data.draw(st.sampled_from(sorted(self.killing)))
         self.killing.remove(slot)
+        self.unsure[slot] = self.unsure.get(slot, -100) + 1
+        if self.unsure[slot] == UNSURE_ATTEMPTS:  # given up: there may be none, and its lifetime ends it
+            del self.alive[slot]
+            self.killed += 1
         self.do(KillFailed(slot))
 
     @precondition(lambda self: self.alive)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 LIMIT = 450
+GENERATED = "src/sandboxkit/_sync.py"
 LINUX_ONLY = ("fcntl", "pty", "resource", "termios")
 
 KERNEL_NEEDS = {"IPython", "e2b_charts", "matplotlib", "orjson", "pandas", "traitlets"}
@@ -70,13 +71,9 @@ def test_nobody_is_told_to_install_the_other_sandboxkit(repository: Path) -> Non
 
 
 def test_no_file_has_grown_a_second_room(repository: Path) -> None:
-    """No source or test file is longer than 450 lines (the generated face is as long as it is)."""
-    lengths = {
-        str(name): text.count("\n")
-        for name, text in texts(repository)
-        if name.suffix == ".py" and name.name != "_sync.py"
-    }
-    assert lengths, "no file was looked at"
+    """No source or test file is longer than 450 lines, but for the one that is generated."""
+    lengths = {str(name): text.count("\n") for name, text in texts(repository) if name.suffix == ".py"}
+    assert lengths.pop(GENERATED), "no file was looked at"
     assert {name: length for name, length in lengths.items() if length > LIMIT} == {}
 
 

@@ -38,7 +38,7 @@ _LEVELS: Final = {
     "session.released": logging.INFO,
     "fragment.finished": logging.INFO,
 }
-"""Every other event is DEBUG, unless it carries an error: then it is a WARNING."""
+"""Every other event is DEBUG; one that carries an error is a WARNING at least."""
 
 _DETAILS: Final = ("source", "reason", "exit_code", "end_at", "step", "code", "path")
 """What of an event's own data is printed, where it is a short word or a number."""
@@ -50,7 +50,9 @@ def log_event(event: Event) -> None:
     """Write one event to the log."""
     logger = logging.getLogger(f"sandboxkit.{event.name.partition('.')[0]}")
     error = _error_name(event.data.get("error"))
-    level = _LEVELS.get(event.name, logging.DEBUG if error is None else logging.WARNING)
+    level = _LEVELS.get(event.name, logging.DEBUG)
+    if error is not None:
+        level = max(level, logging.WARNING)
     if not logger.isEnabledFor(level):
         return
     duration = event.data.get("duration")

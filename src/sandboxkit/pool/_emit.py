@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from sandboxkit.errors import SandboxkitError
 from sandboxkit.events import Event, EventHandler
 from sandboxkit.instrumentation import deliver
 
@@ -26,8 +25,3 @@ class Teller:
         event = Event(name=name, at=time.time(), data=data, **self._about)
         deliver(event, self._handlers)
         return event
-
-
-def name_of(error: BaseException) -> str:
-    """What an event says of an error: its stable code, or its class for one that is not ours."""
-    return error.code if isinstance(error, SandboxkitError) else type(error).__name__

@@ -62,7 +62,10 @@ class Created:
 
 @dataclass(frozen=True, slots=True)
 class CreateFailed:
+    """`is_unsure`: the failure does not say whether a sandbox was made."""
+
     slot: int
+    is_unsure: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from sandboxkit._types import NetworkMode, NetworkPolicy, OnLoss, TimeoutPolicy
 from sandboxkit.errors import ConfigurationError, UnsupportedOption
-from sandboxkit.events import EventHandler
+from sandboxkit.events import EventHandler, listener
 from sandboxkit.pool._moves import Pairs, Spec
 from sandboxkit.provider._base import CreateRequest
 
@@ -71,8 +71,6 @@ def pool_options(
         raise _unsupported("timeouts.at_end", timeouts.at_end, '"kill" is')
     if network not in get_args(NetworkMode) and not isinstance(network, NetworkPolicy):
         raise ConfigurationError(f'network={network!r}: one of "deny", "packages", "internet" or a NetworkPolicy.')
-    if on_event is not None and not callable(on_event):
-        raise ConfigurationError(f"on_event={on_event!r} is not callable.")
     count("min_warm", min_warm, least=0)
     refuse_warm(min_warm)
     pool_id = uuid.uuid4()
@@ -83,7 +81,7 @@ def pool_options(
         acquire_timeout=seconds("acquire_timeout", acquire_timeout),
         timeouts=timeouts,
         network=network,
-        on_event=on_event,
+        on_event=listener(on_event),
         name=f"pool-{pool_id.hex[:8]}" if name is None else text("name", name),
         id=pool_id,
     )
@@ -143,6 +141,11 @@ def create_request(
         network=options.network,
         timeout=options.timeouts.create,
     )
+
+
+def owned(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The tags of a request that no other request has."""
+    return {name: metadata[name] for name in (f"{RESERVED}owner", f"{RESERVED}gen")}
 
 
 # -- single values ------------------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ kills fail. Its states:
 
     creating   asked for, not there yet; tickets that want it are attached to it
     live       there; *held* while tickets hold it, *idle* (a released session) while none does
-    killing    asked to be killed, not confirmed; a failed kill is tried again, and keeps the slot
+    killing    asked to be killed, not confirmed; a failed kill is tried again, and keeps the slot. Also one whose
+               create failed in a way that leaves open whether there is a sandbox (a lost reply): the shell looks for
+               it by its tags and kills it. That is given up after a few attempts, since there may be none
 
 A creating slot may be *doomed*: nobody wants it any more, or the pool closes. It is killed as soon as it is there.
 
@@ -42,7 +44,7 @@ needed and not one more; held ones never.
     Leave          forget      forget            as below           release       -
     deadline       Refuse      Refuse, forget    Refuse, as below   -             -
     Created        -           Grant             -                  -             made for nobody: kill it
-    CreateFailed   -           Refuse            -                  -             free the slot
+    CreateFailed   -           Refuse            -                  -             free the slot; unsure: kill it
     Lost           -           -                 stays as it is; its next use tells      kill it
     end of life    -           -                 -                  -             idle: kill it
     Close          Refuse      Refuse            Refuse             forget        kill it
@@ -102,6 +104,8 @@ class Slot:
     idle_since: float = 0.0
     draining: bool = False
     doomed: KillReason | None = None
+    is_unsure: bool = False
+    """Whether there is a sandbox at all is not known."""
     attempts: int = 0
     retry_at: float | None = None
 
@@ -132,6 +136,8 @@ class Ticket:
 
 KILL_RETRY_FIRST, KILL_RETRY_MOST, KILL_RETRY_CLOSING = 1.0, 60.0, 0.5
 """Seconds between attempts: doubled each time up to the most; while closing always the short one."""
+UNSURE_ATTEMPTS = 4
+"""How often a sandbox that may not exist is looked for, where looking fails."""
 
 
 class PoolPolicy:
@@ -181,8 +187,8 @@ class PoolPolicy:
                 self._leave(ticket, now)
             case Created(slot_id, end_at):
                 self._created(self.slots[slot_id], end_at, now)
-            case CreateFailed(slot_id):
-                self._create_failed(self.slots[slot_id])
+            case CreateFailed(slot_id, is_unsure):
+                self._create_failed(self.slots[slot_id], is_unsure)
             case Renewed(slot_id, end_at):
                 if (slot := self.slots.get(slot_id)) is not None:
                     slot.end_at = end_at
@@ -304,13 +310,22 @@ class PoolPolicy:
         if not slot.tickets:
             self._settle(slot, now)
 
-    def _create_failed(self, slot: Slot) -> None:
+    def _create_failed(self, slot: Slot, is_unsure: bool) -> None:
         for ticket_id in list(slot.tickets):
             if self.tickets.pop(ticket_id, None) is not None:
                 self._out.append(Refuse(ticket_id, "create_failed", slot.id))
-        self._forget(slot)
+        slot.tickets.clear()
+        slot.is_unsure = is_unsure
+        if is_unsure:
+            slot.state = "live"  # for all that is known
+            self._doom(slot, slot.doomed or "abandoned")
+        else:
+            self._forget(slot)
 
     def _kill_failed(self, slot: Slot, now: float) -> None:
+        if slot.is_unsure and slot.attempts >= UNSURE_ATTEMPTS:
+            self._forget(slot)
+            return
         wait = min(KILL_RETRY_FIRST * 2 ** (slot.attempts - 1), KILL_RETRY_MOST)
         slot.retry_at = now + (min(wait, KILL_RETRY_CLOSING) if self.closing else wait)
 

@@ -49,7 +49,8 @@ class AsyncSandboxPool:
         network: what sandboxes may reach; nothing by default.
         on_loss: what happens when a sandbox vanishes under its session: `"fail"` raises a typed error; the others are
             not supported yet.
-        on_event: is told every event, in the event loop's thread; it must not block, and what it raises is logged.
+        on_event: is told every event, in the event loop's thread: a plain function that does not block. What it raises
+            is logged.
         name: of the pool, in logs, events and the sandboxes' metadata.
 
     Raises:
@@ -204,7 +205,13 @@ class AsyncSandboxPool:
             raise PoolError(f"Pool {self.name!r} was opened before; a pool is opened once.")
         async with AsyncExitStack() as stack:
             tasks = await stack.enter_async_context(anyio.create_task_group())
-            await tasks.start(self._shell.run)
+            # Not start(): under a cancellation that would wait for the task, which waits to be told of it.
+            tasks.start_soon(self._shell.run)
+            try:
+                await self._shell.opened.wait()
+            except BaseException:
+                self._shell.ask_to_close(CLOSE_LIMIT)
+                raise
             self._stack = stack.pop_all()
         return self
 

@@ -12,10 +12,9 @@ import anyio
 
 from sandboxkit._types import CommandResult, Execution, FileNode
 from sandboxkit.errors import ConfigurationError, PathError, ProviderUnavailable, SessionConflict, UnsupportedOption
-from sandboxkit.events import Event, EventHandler
+from sandboxkit.events import Event, EventHandler, listener, name_of
 from sandboxkit.fragment import Fragment, FragmentResult
 from sandboxkit.pool._command import AsyncCommandHandle
-from sandboxkit.pool._emit import name_of
 from sandboxkit.pool._lease import Lease, LeasedSandbox
 from sandboxkit.pool._moves import Spec
 from sandboxkit.pool._options import count, seconds
@@ -84,10 +83,7 @@ class AsyncSession:
         if count("port", port, least=1) > 65535:
             raise ConfigurationError(f"port={port!r}: at most 65535 is possible.")
         self._lease.check()
-        host = self._sandbox.host(port)
-        name = host.rpartition(":")[0] or host
-        is_local = name in ("localhost", "127.0.0.1") or name.endswith(".localhost")
-        return f"{'http' if is_local else 'https'}://{host}"
+        return self._sandbox.url(port)
 
     # -- running ---------------------------------------------------------------------------------------------------
 
@@ -248,9 +244,10 @@ class AsyncSession:
 
         Args:
             fragment: what to carry out; its template has to be the session's.
-            on_event: is told the fragment's events, besides the pool's own listener.
+            on_event: is told the fragment's events, besides the pool's own listener; a plain function, as the pool's.
 
         Raises:
+            ConfigurationError: `on_event` is an async function, or none at all.
             SessionConflict: the fragment is for another template than the session's.
             TemplateNotFound: its template is not registered.
             FragmentError, DependencyError, UnsupportedOption: it cannot be carried out; nothing was run.
@@ -263,7 +260,7 @@ class AsyncSession:
             sandbox=self._sandbox,
             files=self._files,
             timeouts=self._lease.shell.options.timeouts,
-            emit=self._lease.core.tell.about(on_event),
+            emit=self._lease.core.tell.about(listener(on_event)),
         )
 
     async def stream(self, fragment: Fragment) -> AsyncGenerator[Event, None]:

@@ -12,7 +12,7 @@ import itertools
 import os
 
 import anyio
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskGroup
 
 from sandboxkit.errors import (
     ForkedProcess,
@@ -20,28 +20,22 @@ from sandboxkit.errors import (
     PoolError,
     PoolFull,
     PoolTimeout,
-    ProviderUnavailable,
     SandboxExpired,
     SandboxkitError,
     SandboxLost,
     SessionConflict,
 )
 from sandboxkit.pool._core import Core
-from sandboxkit.pool._emit import Teller, name_of
-from sandboxkit.pool._life import Life, on_loop_clock
+from sandboxkit.pool._emit import Teller
+from sandboxkit.pool._life import Life
 from sandboxkit.pool._moves import (
     Abort,
     Accept,
     Acquire,
     Close,
     Create,
-    Created,
-    CreateFailed,
     Grant,
     Kill,
-    Killed,
-    KillFailed,
-    KillReason,
     Leave,
     Lost,
     PoolEvent,
@@ -50,19 +44,17 @@ from sandboxkit.pool._moves import (
     Spec,
     Tick,
 )
-from sandboxkit.pool._options import PoolOptions, create_request
+from sandboxkit.pool._options import PoolOptions
 from sandboxkit.pool._policy import PoolPolicy
 from sandboxkit.pool._refusals import refusal
 from sandboxkit.pool._stats import Counters
-from sandboxkit.pool.stores import MemoryStore, Store
-from sandboxkit.provider._base import Provider, ProviderSandbox
+from sandboxkit.pool._workers import Workers
+from sandboxkit.provider._base import Provider
 
 CLOSE_LIMIT = 30.0
 """Seconds that closing may take for killing sandboxes; what is left then is reported."""
-KILL_LIMIT = 10.0
-"""Seconds for one attempt to kill a sandbox."""
 GRACE = 5.0
-"""Seconds beyond a provider's own limit before we give it up; also for letting go of the provider."""
+"""Seconds for letting go of the provider."""
 
 
 class _Waiter:
@@ -85,18 +77,16 @@ class Shell:
         self.counters = Counters()
         self.life = Life(options.timeouts, self.counters, self.step)
         self.tell = Teller(options.on_event, pool=options.name)
+        self.workers = Workers(options, provider, self.counters, self.tell, self.step)
         self.left_over: tuple[str, ...] = ()
         self._owns_provider = owns_provider
-        self._store: Store = MemoryStore()
         self._pid = os.getpid()
         self._tasks: TaskGroup | None = None
         self._tickets = itertools.count(1)
         self._waiters: dict[int, _Waiter] = {}
-        self._cores: dict[int, Core] = {}
-        self._failures: dict[int, Exception] = {}
-        self._workers: dict[tuple[str, int], anyio.CancelScope] = {}
         self._alarm = anyio.Event()
         self._alarm_at: float | None = None
+        self.opened = anyio.Event()
         self._close_asked = anyio.Event()
         self._close_limit = CLOSE_LIMIT
         self._is_empty = anyio.Event()
@@ -116,25 +106,30 @@ class Shell:
             ForkedProcess: this process is not the one that made the pool.
         """
         if os.getpid() != self._pid:
-            raise ForkedProcess("This pool was made before os.fork() and cannot be used in the child; make a new one.")
+            raise ForkedProcess(
+                "This pool was made before os.fork() and cannot be used in the child. Start worker processes by "
+                "`spawn` or `forkserver`, and open a pool in each."
+            )
 
-    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Live until `close()`, or until this task is cancelled; either way nothing is left when it returns."""
+    async def run(self) -> None:
+        """Live until `close()`, whoever calls it; nothing is left when this returns."""
         try:
-            async with anyio.create_task_group() as tasks:
-                self._tasks = tasks
-                tasks.start_soon(self._watch_the_clock)
-                self.tell("pool.opened", provider=self.provider.name, max_live=self.options.max_live)
-                task_status.started()
-                try:
-                    await self._close_asked.wait()
-                finally:
-                    with anyio.CancelScope(shield=True):
+            # A cancellation from outside does not reach in here: the owner's block ends by it, and closes. Were the
+            # pool to end first, callers in that block would see PoolClosed instead of their cancellation.
+            with anyio.CancelScope(shield=True):
+                async with anyio.create_task_group() as tasks:
+                    self._tasks = tasks
+                    tasks.start_soon(self._watch_the_clock)
+                    self.tell("pool.opened", provider=self.provider.name, max_live=self.options.max_live)
+                    self.opened.set()
+                    try:
+                        await self._close_asked.wait()
+                    finally:  # also when a loop that is being torn down cancels this task past the shield
                         await self._wind_up()
-                    tasks.cancel_scope.cancel()
+                        tasks.cancel_scope.cancel()
         finally:
             self._is_wound_up = True
-            self.left_over = tuple(core.sandbox.sandbox_id for core in self._cores.values())
+            self.left_over = tuple(core.sandbox.sandbox_id for core in self.workers.cores.values())
             if self._owns_provider:
                 with anyio.move_on_after(GRACE, shield=True):
                     await self.provider.aclose()
@@ -146,8 +141,7 @@ class Shell:
         with anyio.move_on_after(self._close_limit):
             await self._is_empty.wait()
         self._is_wound_up = True
-        for scope in self._workers.values():
-            scope.cancel()
+        self.workers.stop()
 
     async def close(self, limit: float) -> tuple[str, ...]:
         """Close, and return the ids of sandboxes that could not be killed within `limit` seconds."""
@@ -160,13 +154,17 @@ class Shell:
                     with anyio.move_on_after(GRACE, shield=True):
                         await self.provider.aclose()
             return ()
+        self.ask_to_close(limit)
+        with anyio.move_on_after(limit + 2 * GRACE, shield=True):
+            await self._over.wait()
+        return self.left_over
+
+    def ask_to_close(self, limit: float) -> None:
+        """Begin to close, without waiting for it; a second time does nothing."""
         if not self._close_asked.is_set():
             self._close_limit = limit
             self._close_asked.set()
             self.step(Close())  # at once: waiters need not wait for the pool's own task to get its turn
-        with anyio.move_on_after(limit + 2 * GRACE, shield=True):
-            await self._over.wait()
-        return self.left_over
 
     async def _watch_the_clock(self) -> None:
         while True:
@@ -183,12 +181,11 @@ class Shell:
             return
         for command in self.policy.step(event, anyio.current_time()):
             match command:
-                case Create():
-                    self._start(self._create, command)
-                case Kill():
-                    self._start_killing(command)
+                case Create() | Kill():
+                    assert self._tasks is not None, "only an open pool has slots"
+                    self.workers.start(command, self._tasks)
                 case Abort(slot):
-                    self._workers["create", slot].cancel()
+                    self.workers.abort(slot)
                 case Grant(ticket, slot, source):
                     self._grant(ticket, slot, source)
                 case Refuse():
@@ -198,14 +195,8 @@ class Shell:
         if self.policy.closing and not self.policy.slots:
             self._is_empty.set()
 
-    def _start(self, work: object, command: Create | Kill) -> None:
-        scope = anyio.CancelScope(shield=True)
-        self._workers["create" if isinstance(command, Create) else "kill", command.slot] = scope
-        assert self._tasks is not None, "only an open pool has slots"
-        self._tasks.start_soon(work, command, scope)  # type: ignore[arg-type]  # the two commands share one register
-
     def _grant(self, ticket: int, slot: int, source: Source) -> None:
-        core, waiter = self._cores[slot], self._waiters[ticket]
+        core, waiter = self.workers.cores[slot], self._waiters[ticket]
         if source == "reused" and len(self.policy.slots[slot].tickets) == 1:
             core.is_unchecked = True
         waiter.slot, waiter.source = slot, source
@@ -214,127 +205,8 @@ class Shell:
     def _refuse(self, command: Refuse) -> None:
         waiter = self._waiters.get(command.ticket)
         if waiter is not None:
-            waiter.error = refusal(command.why, self.options, self.policy, self._failures.get(command.slot or 0))
+            waiter.error = refusal(command.why, self.options, self.policy, self.workers.failures.get(command.slot or 0))
             waiter.answered.set()
-
-    # -- creating and killing
-
-    async def _create(self, command: Create, scope: anyio.CancelScope) -> None:
-        row = command.key if command.key is not None else f"\0anonymous-{command.slot}"
-        tell = self.tell.about(session=command.key, template=command.spec.template)
-        started_at, generation = anyio.current_time(), 0
-        sandbox: ProviderSandbox | None = None
-        error: Exception | None = None
-        try:
-            with scope:
-                try:
-                    generation = await self._store.begin(row)
-                    request = create_request(
-                        self.options, session=command.key, row=row, generation=generation, spec=command.spec
-                    )
-                    tell("sandbox.creating")
-                    with anyio.fail_after(request.timeout + GRACE):
-                        sandbox = await self.provider.create(request)
-                except SandboxkitError as failure:
-                    error = failure
-                except TimeoutError as failure:
-                    error = ProviderUnavailable(
-                        f"No sandbox of {command.spec.template!r} within TimeoutPolicy.create="
-                        f"{self.options.timeouts.create:g} s, and no answer."
-                    )
-                    error.__cause__ = failure
-                except Exception as failure:
-                    error = failure  # a provider's own mistake: told to whoever waits for this sandbox
-            if sandbox is None and error is None:
-                error = PoolClosed(f"Pool {self.options.name!r} was closed while the sandbox was being created.")
-        finally:
-            # Also when a loop that is being torn down cancels this task past every shield.
-            self._workers.pop(("create", command.slot), None)
-            duration = anyio.current_time() - started_at
-            if sandbox is None:
-                self._create_failed(command, tell, error, duration)
-            else:
-                self._created(command, tell, sandbox, row, generation, duration)
-        with anyio.CancelScope(shield=True):
-            if sandbox is None:
-                await self._store.clear(row, generation)
-            else:
-                await self._store.settle(row, generation, sandbox.sandbox_id)
-            if sandbox is not None and self._is_wound_up and command.slot in self._cores:
-                # It came in spite of the abort, and later than closing waits: nobody else will kill it.
-                with anyio.move_on_after(KILL_LIMIT):
-                    await self.provider.kill(sandbox.sandbox_id)
-                    del self._cores[command.slot]
-
-    def _create_failed(self, command: Create, tell: Teller, error: Exception | None, duration: float) -> None:
-        if error is None:
-            error = PoolClosed(f"Pool {self.options.name!r} was cancelled while the sandbox was being created.")
-        self.counters.create_errors += 1
-        tell("sandbox.create_failed", error=name_of(error), duration=duration)
-        self._failures[command.slot] = error
-        self.step(CreateFailed(command.slot))
-        del self._failures[command.slot]
-
-    def _created(
-        self, command: Create, tell: Teller, sandbox: ProviderSandbox, row: str, generation: int, duration: float
-    ) -> None:
-        self.counters.created += 1
-        self.counters.create_seconds += duration
-        core = self._cores[command.slot] = Core(
-            slot=command.slot,
-            key=command.key,
-            row=row,
-            generation=generation,
-            spec=command.spec,
-            sandbox=sandbox,
-            tell=tell.about(sandbox_id=sandbox.sandbox_id),
-            end_at=on_loop_clock(sandbox.end_at),
-        )
-        core.tell("sandbox.created", duration=duration, source="created")
-        self.step(Created(command.slot, core.end_at))
-
-    def _start_killing(self, command: Kill) -> None:
-        core = self._cores[command.slot]
-        if core.gone is None:
-            core.gone = command.reason
-            if command.reason in ("lost", "expired"):
-                self.counters.lost += 1
-                core.tell("sandbox.lost", error=f"sandbox_{'expired' if command.reason == 'expired' else 'not_found'}")
-            self.counters.evicted += command.reason == "evicted"
-        self._start(self._kill, command)
-
-    async def _kill(self, command: Kill, scope: anyio.CancelScope) -> None:
-        core = self._cores[command.slot]
-        error: Exception | None = TimeoutError("given up: the pool's time to close was over")
-        try:
-            with scope:
-                try:
-                    with anyio.fail_after(KILL_LIMIT):
-                        await self.provider.kill(core.sandbox.sandbox_id)
-                    error = None
-                except SandboxLost:
-                    error = None
-                except Exception as failure:
-                    error = failure  # kept: told as an event, tried again, and raised by kill()
-        finally:
-            self._workers.pop(("kill", command.slot), None)
-            core.kill_error = error
-            core.tried_to_kill.set()
-            self._kill_ended(core, command.reason, error)
-        if error is None:
-            with anyio.CancelScope(shield=True):
-                await self._store.clear(core.row, core.generation)
-
-    def _kill_ended(self, core: Core, reason: KillReason, error: Exception | None) -> None:
-        if error is None:
-            del self._cores[core.slot]
-            self.counters.killed += 1
-            core.tell("sandbox.killed", reason=reason)
-            self.step(Killed(core.slot))
-        else:
-            self.counters.kill_errors += 1
-            core.tell("sandbox.kill_failed", error=name_of(error), reason=reason)
-            self.step(KillFailed(core.slot))
 
     # -- sessions
 
@@ -373,7 +245,7 @@ class Shell:
         """Make sure of what was offered; None if it is gone, so that another is to be asked for."""
         if waiter.error is not None:
             raise waiter.error
-        core = self._cores.get(waiter.slot or 0)
+        core = self.workers.cores.get(waiter.slot or 0)
         if core is None or core.gone is not None:
             return None
         if core.is_unchecked:

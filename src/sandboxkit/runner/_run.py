@@ -15,7 +15,7 @@ import anyio
 
 from sandboxkit._types import DEFAULT_MAX_OUTPUT, Execution, FileNode, TimeoutPolicy
 from sandboxkit.errors import DependencyError, NotADirectory, NotFound, UnsupportedOption
-from sandboxkit.events import Event
+from sandboxkit.events import Event, name_of
 from sandboxkit.fragment import Fragment, FragmentResult
 from sandboxkit.provider._base import OnOutput, OnResult, ProviderSandbox
 from sandboxkit.runner._plan import Install, Run, Start, Step, Wait, WriteFile, plan
@@ -95,21 +95,25 @@ async def stream(
     steps = _supported(plan(fragment, template), fragment)
     started_at = anyio.current_time()
     execution: Execution | None = None
-    for step in steps:
-        yield emit("fragment.step", step=step.name, detail=step.detail)
-        if isinstance(step, WriteFile):
-            await files.write_text(step.path, step.text)
-        else:
-            execution = await sandbox.run_code(
-                step.code,
-                language=step.language,
-                timeout=timeouts.code,
-                on_stdout=on_stdout,
-                on_stderr=on_stderr,
-                on_result=on_result,
-                max_output=max_output,
-            )
-    entries = await _entries(files)
+    try:
+        for step in steps:
+            yield emit("fragment.step", step=step.name, detail=step.detail)
+            if isinstance(step, WriteFile):
+                await files.write_text(step.path, step.text)
+            else:
+                execution = await sandbox.run_code(
+                    step.code,
+                    language=step.language,
+                    timeout=timeouts.code,
+                    on_stdout=on_stdout,
+                    on_stderr=on_stderr,
+                    on_result=on_result,
+                    max_output=max_output,
+                )
+        entries = await _entries(files)
+    except BaseException as failure:
+        emit("fragment.finished", duration=anyio.current_time() - started_at, error=name_of(failure))
+        raise
     duration = anyio.current_time() - started_at
     result = FragmentResult(
         sandbox_id=sandbox.sandbox_id,
@@ -118,7 +122,8 @@ async def stream(
         files=entries,
         duration=duration,
     )
-    finished = emit("fragment.finished", duration=duration)
+    raised = execution.error.name if execution is not None and execution.error is not None else None
+    finished = emit("fragment.finished", duration=duration, error=raised)
     yield dataclasses.replace(finished, data={**finished.data, "result": result})
 
 

@@ -10,11 +10,10 @@ import pytest
 
 from sandboxkit.errors import ConfigurationError
 from sandboxkit.local._config import EngineConfig
-from tests.unit.control.test_rest import wait_until
 
 
 @pytest.fixture
-def warm(start_hollow: Callable[..., Any]) -> Any:
+def warm(start_hollow: Callable[..., Any], wait_until: Callable[..., None]) -> Any:
     """An engine that has two blanks of the template `code-interpreter-v1`, whose first sandbox is gone."""
     hollow = start_hollow(warm=2)
     made = hollow.create("code-interpreter-v1")
@@ -82,7 +81,7 @@ def test_a_repeated_request_takes_no_second_blank(warm: Any) -> None:
     assert len(warm.client.get("/v2/sandboxes").json()) == 1
 
 
-def test_blanks_make_room_for_sandboxes(start_hollow: Callable[..., Any]) -> None:
+def test_blanks_make_room_for_sandboxes(start_hollow: Callable[..., Any], wait_until: Callable[..., None]) -> None:
     """Sandboxes and blanks together are never more than the engine's cap."""
     hollow = start_hollow(warm=2, max_sandboxes=3)
     for _ in range(3):
@@ -92,7 +91,9 @@ def test_blanks_make_room_for_sandboxes(start_hollow: Callable[..., Any]) -> Non
     assert hollow.client.post("/v2/sandboxes", json={"templateID": "base"}).status_code == 429
 
 
-def test_built_templates_are_stocked_from_the_start_where_asked(start_hollow: Callable[..., Any]) -> None:
+def test_built_templates_are_stocked_from_the_start_where_asked(
+    start_hollow: Callable[..., Any], wait_until: Callable[..., None]
+) -> None:
     """With `warm_from_start` the first sandbox of each built template finds a blank already."""
     hollow = start_hollow(warm=1, warm_from_start=True)
     wait_until(lambda: len(hollow.isolation.boxes) == 2)

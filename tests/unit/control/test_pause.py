@@ -11,8 +11,6 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.unit.control.test_rest import wait_until
-
 
 def _state(hollow: Any, sandbox_id: str) -> str | None:
     answer = hollow.client.get(f"/sandboxes/{sandbox_id}")
@@ -112,7 +110,7 @@ def test_a_sandbox_that_must_be_healthy_is_asked_first(hollow: Any) -> None:
     assert hollow.client.post(f"/sandboxes/{sandbox}/pause", json={"requireHealthyGuest": True}).status_code == 204
 
 
-def test_time_that_is_up_pauses_where_it_was_wanted(hollow: Any) -> None:
+def test_time_that_is_up_pauses_where_it_was_wanted(hollow: Any, wait_until: Callable[..., None]) -> None:
     """With `autoPause` the end of its time, and a timeout of 0, pause a sandbox instead of killing it."""
     made = hollow.create(timeout=1, autoPause=True)["sandboxID"]
     assert hollow.client.get(f"/sandboxes/{made}").json()["lifecycle"] == {"onTimeout": "pause", "autoResume": False}
@@ -135,7 +133,7 @@ def test_traffic_resumes_where_it_was_wanted(hollow: Any) -> None:
     assert _state(hollow, made) == "running"
 
 
-def test_a_connect_waits_for_a_pause_in_progress(hollow: Any) -> None:
+def test_a_connect_waits_for_a_pause_in_progress(hollow: Any, wait_until: Callable[..., None]) -> None:
     """Who connects while a sandbox is being paused gets it resumed, after it was paused."""
     made = hollow.create()["sandboxID"]
     with ThreadPoolExecutor(3) as threads:
@@ -150,7 +148,7 @@ def test_a_connect_waits_for_a_pause_in_progress(hollow: Any) -> None:
     assert _state(hollow, made) == "running"
 
 
-def test_a_kill_does_not_wait_for_a_pause(hollow: Any) -> None:
+def test_a_kill_does_not_wait_for_a_pause(hollow: Any, wait_until: Callable[..., None]) -> None:
     """Who kills a sandbox that is being paused gets a 204; the pause is then a 404, and so is a connect that waits."""
     made = hollow.create()["sandboxID"]
     with ThreadPoolExecutor(3) as threads:
@@ -164,7 +162,7 @@ def test_a_kill_does_not_wait_for_a_pause(hollow: Any) -> None:
     assert hollow.isolation.boxes == {}
 
 
-def test_a_box_that_ends_is_gone_also_when_paused(paused: Any) -> None:
+def test_a_box_that_ends_is_gone_also_when_paused(paused: Any, wait_until: Callable[..., None]) -> None:
     """A paused sandbox whose box ends is a 404 for everybody."""
     box = paused.isolation.boxes[paused.sandbox]
     paused.do(box.die)
@@ -182,7 +180,7 @@ def test_paused_sandboxes_keep_their_places_and_end_with_the_engine(start_hollow
     assert hollow.isolation.boxes == {}
 
 
-def test_whatever_comes_at_once_ends_in_one_state(hollow: Any) -> None:
+def test_whatever_comes_at_once_ends_in_one_state(hollow: Any, wait_until: Callable[..., None]) -> None:
     """Pauses, connects and a kill in a heap: every answer is one that the protocol has, and the kill wins."""
     made = hollow.create()["sandboxID"]
     path = f"/sandboxes/{made}"

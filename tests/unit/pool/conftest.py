@@ -59,7 +59,7 @@ def until() -> Callable[[Callable[[], bool]], Awaitable[None]]:
 
     async def wait(condition: Callable[[], bool]) -> None:
         with anyio.fail_after(10):
-            while not condition():  # noqa: ASYNC110  (what is waited for has no event)
+            while not condition():
                 await anyio.lowlevel.checkpoint()
 
     return wait

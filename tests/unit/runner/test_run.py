@@ -113,7 +113,7 @@ async def test_an_exception_is_a_result(stage: Stage) -> None:
     assert result.execution is not None
     assert result.execution.error is not None
     assert result.execution.error.name == "ZeroDivisionError"
-    assert stage.events[-1].name == "fragment.finished"
+    assert (stage.events[-1].name, stage.events[-1].data["error"]) == ("fragment.finished", "ZeroDivisionError")
 
 
 async def test_output_is_passed_on_live(stage: Stage) -> None:
@@ -130,7 +130,7 @@ async def test_listeners_get_no_code_and_no_output(stage: Stage) -> None:
     await stage.run(code("print('sec' + 'ret')\n'tre' + 'asure'  # hidden"))
     told = repr(stage.events)
     assert not any(word in told for word in ("secret", "treasure", "hidden"))
-    assert stage.events[-1].data.keys() == {"duration"}
+    assert stage.events[-1].data.keys() == {"duration", "error"}
 
 
 async def test_a_stream_yields_steps_and_ends_with_the_result(stage: Stage) -> None:
@@ -202,7 +202,7 @@ async def test_a_failed_write_runs_nothing(stage: Stage) -> None:
         await stage.run(Fragment(template=CELLS.id, files=files, file="main.py"))
     assert [step for step, _ in stage.steps] == ["write"]
     assert not await AsyncSafeFS(stage.sandbox).exists("ran")
-    assert stage.events[-1].name == "fragment.step"
+    assert (stage.events[-1].name, stage.events[-1].data["error"]) == ("fragment.finished", "no_space")
 
 
 async def test_a_path_that_was_smuggled_in_is_refused(stage: Stage) -> None:
@@ -220,7 +220,7 @@ async def test_the_time_limit_is_the_policys(stage: Stage) -> None:
     """Code runs no longer than TimeoutPolicy.code."""
     with pytest.raises(CodeTimeout):
         await stage.run(code("import time\nwhile True: time.sleep(0.01)"), timeouts=TimeoutPolicy(code=0.1))
-    assert stage.events[-1].name == "fragment.step"
+    assert (stage.events[-1].name, stage.events[-1].data["error"]) == ("fragment.finished", "code_timeout")
 
 
 async def test_output_is_bounded(stage: Stage) -> None:

@@ -139,6 +139,10 @@ class E2BSandbox:
     def host(self, port: int) -> str:
         return self._raw.get_host(port)
 
+    def url(self, port: int) -> str:
+        served = self._raw.connection_config.get_sandbox_url(self.sandbox_id, self._raw.sandbox_domain)
+        return f"{served.partition('://')[0]}://{self.host(port)}"
+
     async def kill(self) -> bool:
         killed: bool = await cross()(one_request, self._raw.kill, "killing it", self.sandbox_id)
         return killed
