@@ -61,15 +61,13 @@ async def _started(box: Any, code: str, *, expect: int) -> Any:
     return process
 
 
-async def counters(isolation: Any, by_signals: bool) -> dict[str, Any]:
-    """Pause and resume a box in which eight processes count, by its cgroup or by signals."""
+async def counters(isolation: Any) -> dict[str, Any]:
+    """Pause and resume a box in which eight processes count."""
     from box_tools import small
 
     from sandboxkit.local.isolation._processes import processes_of
 
     box = await isolation.create(small("counters"))
-    if by_signals:
-        box._cgroup, cgroup = None, box._cgroup
     counted = box._directory / "tmp" / "counted"
     process = await _started(box, COUNTER, expect=10)
     began = time.perf_counter()
@@ -88,30 +86,25 @@ async def counters(isolation: Any, by_signals: bool) -> dict[str, Any]:
         while counted.stat().st_size <= after[0]:  # noqa: ASYNC110  (the file tells nobody)
             await asyncio.sleep(0.01)
     alive = await box.agent.signal(process.pid, 0)
-    if by_signals:
-        box._cgroup = cgroup
     await box.kill()
     return {"still": before == after, "seen": len(after[1]), "waited": waited, "alive": alive, "ms": took * 1000}
 
 
-@pytest.mark.parametrize("by_signals", [False, True])
-def test_nothing_runs_while_paused(box_runner: Callable[..., Any], by_signals: bool) -> None:
+@pytest.mark.parametrize("as_ordinary_user", [False, True], ids=["root", "user"])
+def test_nothing_runs_while_paused(box_runner: Callable[..., Any], as_ordinary_user: bool) -> None:
     """No process of a paused box uses CPU or writes; the agent's answer waits; all goes on after it."""
-    told = box_runner(counters, by_signals=by_signals)
+    told = box_runner(counters, as_ordinary_user=as_ordinary_user)
     assert told["seen"] >= 10
     assert {name: told[name] for name in ("still", "waited", "alive")} == {"still": True, "waited": True, "alive": True}
 
 
-async def forker(isolation: Any, by_signals: bool) -> dict[str, Any]:
+async def forker(isolation: Any) -> dict[str, Any]:
     """Pause a box that forks without end, then kill it as it is."""
     from box_tools import small
 
     from sandboxkit.local.isolation._processes import processes_of
 
     box = await isolation.create(small("forker"))
-    cgroup = box._cgroup
-    if by_signals:
-        box._cgroup = None
     await _started(box, FORKER, expect=3)
     paused = True
     try:
@@ -122,15 +115,15 @@ async def forker(isolation: Any, by_signals: bool) -> dict[str, Any]:
     before = _jiffies(pids)
     await asyncio.sleep(0.1)
     still = before == _jiffies(processes_of(box.init_pid))
-    box._cgroup = cgroup
     await box.kill()
     return {"paused": paused, "still": still, "left": [pid for pid in pids if os.path.exists(f"/proc/{pid}")]}
 
 
-@pytest.mark.parametrize("by_signals", [False, True])
-def test_what_forks_without_end_is_stopped_too(box_runner: Callable[..., Any], by_signals: bool) -> None:
+@pytest.mark.parametrize("as_ordinary_user", [False, True], ids=["root", "user"])
+def test_what_forks_without_end_is_stopped_too(box_runner: Callable[..., Any], as_ordinary_user: bool) -> None:
     """A fork loop is stopped, and a paused box is killed as it is: nothing is left."""
-    assert box_runner(forker, by_signals=by_signals) == {"paused": True, "still": True, "left": []}
+    told = box_runner(forker, as_ordinary_user=as_ordinary_user)
+    assert told == {"paused": True, "still": True, "left": []}
 
 
 async def stopped_inside(isolation: Any) -> dict[str, Any]:
@@ -138,7 +131,6 @@ async def stopped_inside(isolation: Any) -> dict[str, Any]:
     from box_tools import small
 
     box = await isolation.create(small("stopped"))
-    cgroup, box._cgroup = box._cgroup, None
     process = await _started(box, "import time; time.sleep(1000)", expect=3)
     await box.agent.signal(process.pid, signal.SIGSTOP)
     await box.pause()
@@ -147,13 +139,12 @@ async def stopped_inside(isolation: Any) -> dict[str, Any]:
     from sandboxkit.local.isolation._processes import processes_of
 
     states = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in processes_of(box.init_pid)]
-    box._cgroup = cgroup
     await box.kill()
     return {"stopped": states.count("T")}
 
 
 def test_what_was_stopped_before_stays_stopped(box_runner: Callable[..., Any]) -> None:
-    """Without a freezing cgroup, a process that was stopped from inside is still stopped after pause and resume."""
+    """A process that was stopped from inside is still stopped after pause and resume."""
     assert box_runner(stopped_inside) == {"stopped": 1}
 
 
@@ -186,7 +177,7 @@ async def lost_in_between(isolation: Any) -> dict[str, Any]:
 
 
 def test_a_box_that_ends_meanwhile_is_lost(box_runner: Callable[..., Any]) -> None:
-    """Pausing or resuming a box that ended is `AgentLost`; a paused box whose bubblewrap is killed ends as any other."""
+    """Pausing or resuming a box that ended is `AgentLost`; a paused one whose bubblewrap dies ends as any other."""
     told = box_runner(lost_in_between)
     assert told["first"] in ("lost", "paused before it was killed")
     assert (told["answers"], told["end"]) == (["lost", "lost"], "engine")

@@ -91,7 +91,7 @@ def test_blanks_make_room_for_sandboxes(start_hollow: Callable[..., Any], wait_u
     assert hollow.client.post("/v2/sandboxes", json={"templateID": "base"}).status_code == 429
 
 
-def test_built_templates_are_stocked_from_the_start_where_asked(
+def test_templates_are_stocked_from_the_start_where_asked(
     start_hollow: Callable[..., Any], wait_until: Callable[..., None]
 ) -> None:
     """With `warm_from_start` the first sandbox of each built template finds a blank already."""

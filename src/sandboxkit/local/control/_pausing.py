@@ -7,7 +7,7 @@ import asyncio
 from sandboxkit.local.control._parts import Live
 
 CUT_WITHIN = 0.25
-"""Seconds that requests get to end once they are cut off. What they ask of the box after that waits until it goes on."""
+"""Seconds that requests get to end once they are cut off. What they ask of the box later waits until it goes on."""
 
 
 async def stop(live: Live) -> None:

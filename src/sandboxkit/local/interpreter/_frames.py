@@ -46,7 +46,9 @@ MAX_COUNT = 2**53
 class FrameError(Exception):
     """The other side does not keep to the wire's rules; `before` came whole in the same piece."""
 
-    before: list[Message] = []
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.before: list[Message] = []
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,10 +223,6 @@ class BubblewrapBox:
                 loop.remove_reader(pidfd)
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        if self._cgroup is not None and self._cgroup.has("freezer"):
-            # Version 1 does not let a frozen process die.
-            with contextlib.suppress(OSError):
-                self._cgroup.freeze(frozen=False)
         if hasattr(self, "agent"):
             self.agent.close()
         for pidfd in (self._init_fd, self._outer_fd):
@@ -264,7 +260,7 @@ class BubblewrapBox:
         self.agent.hold()
         try:
             async with asyncio.timeout(PAUSED_WITHIN):
-                while not self._stop():
+                while not self._stopper.stop(self._init):
                     await asyncio.sleep(PAUSE_POLL)
                     self._must_live()
         except BaseException:
@@ -281,25 +277,10 @@ class BubblewrapBox:
         if self._ending is not None or not self._init:
             raise AgentLost("the sandbox has ended")
 
-    def _stop(self) -> bool:
-        """Stop what runs; True once nothing does."""
-        if self._cgroup is None or not self._cgroup.has("freezer"):
-            return self._stopper.stop(self._init)
-        try:
-            # Again each time: version 1 gives up where a process cannot be stopped at once.
-            self._cgroup.freeze(frozen=True)
-            return self._cgroup.is_frozen()
-        except OSError as error:
-            raise AgentLost(f"its cgroup is gone ({error})") from error
-
     def _go_on(self) -> None:
         """Let everything go on, also in the middle of stopping or of ending."""
         self._is_paused = False
-        if self._cgroup is not None and self._cgroup.has("freezer"):
-            with contextlib.suppress(OSError):  # gone with the box
-                self._cgroup.freeze(frozen=False)
-        else:
-            self._stopper.go_on()
+        self._stopper.go_on()
         self.agent.release()
 
     # -- measuring -----------------------------------------------------------------------------------------------

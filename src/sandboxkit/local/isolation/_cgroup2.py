@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 from sandboxkit.local.isolation._base import Limits
-from sandboxkit.local.isolation._cgroup1 import HEADROOM, PERIOD, directory_name, remove_directory, subdirectories
+from sandboxkit.local.isolation._cgroup1 import (
+    HEADROOM,
+    PERIOD,
+    REMOVED_WITHIN,
+    directory_name,
+    remove_directory,
+    subdirectories,
+)
 
 CONTROLLERS = ("memory", "pids", "cpu")
 ENGINE = "engine"
@@ -66,12 +74,12 @@ def take_delegated(group: Path | None) -> Path | None:
 
 def remove_parent(name: str, group: Path | None = None, top: Path = Path("/sys/fs/cgroup")) -> None:
     """Remove an engine's directory and those below it, as far as they are empty, wherever above us it was made."""
+    deadline = time.monotonic() + REMOVED_WITHIN
     at = own_group() if group is None else group
     while at is not None:
         parent = at / directory_name(name)
-        for box in subdirectories(parent):
-            remove_directory(box)
-        remove_directory(parent)
+        for directory in (*subdirectories(parent), parent):
+            remove_directory(directory, until=deadline)
         at = at.parent if at not in (top, at.parent) else None
 
 
@@ -98,7 +106,7 @@ class BoxCgroup2:
 
     def has(self, controller: str) -> bool:
         """Whether a controller is in force: all of them, or there would be no such cgroup."""
-        return controller in (*CONTROLLERS, "cpuacct", "freezer")
+        return controller in (*CONTROLLERS, "cpuacct")
 
     def memory(self) -> int:
         """Bytes in use."""
@@ -111,14 +119,6 @@ class BoxCgroup2:
     def tasks(self) -> int:
         """Tasks alive."""
         return int((self._path / "pids.current").read_text())
-
-    def freeze(self, *, frozen: bool) -> None:
-        """Begin to stop every process in here, or let all go on."""
-        self._write("cgroup.freeze", str(int(frozen)))
-
-    def is_frozen(self) -> bool:
-        """Whether nothing in here runs any more."""
-        return self._field("cgroup.events", "frozen") == 1
 
     def memory_kills(self) -> int:
         """How often the kernel had to kill in here for want of memory."""

@@ -24,7 +24,7 @@ class Cgroup(Protocol):
         """Move a process in, and with it what it will start."""
 
     def has(self, controller: str) -> bool:
-        """Whether `memory`, `pids`, `cpu` or `cpuacct` is in force; `freezer`: whether it can `freeze`."""
+        """Whether `memory`, `pids`, `cpu` or `cpuacct` is in force."""
 
     def memory(self) -> int:
         """Bytes in use."""
@@ -34,12 +34,6 @@ class Cgroup(Protocol):
 
     def tasks(self) -> int:
         """Tasks alive."""
-
-    def freeze(self, *, frozen: bool) -> None:
-        """Begin to stop every process in it, or let all go on. OSError where the kernel refuses."""
-
-    def is_frozen(self) -> bool:
-        """Whether nothing in it runs any more."""
 
     def memory_kills(self) -> int:
         """How often the kernel had to kill for want of memory."""

@@ -1,4 +1,7 @@
-"""Stop every process of a box by signals, where there is no cgroup that freezes: until none is left that runs.
+"""Stop every process of a box by signals, until none is left that runs.
+
+Not by a cgroup: version 1 lets no frozen process die, so that a paused box would outlive an engine that was killed; an
+ordinary user has none. What is stopped by a signal dies by SIGKILL at once, and nobody inside runs who could undo it.
 
 A process that is being stopped may fork at that moment, so we look again until two looks in a row find nothing that
 moves. All of a box's processes are below its init: orphans become init's children.
