@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from sandboxkit.local._descriptors import are_short
 from sandboxkit.local._log import log
 from sandboxkit.local._sandbox import SandboxSettings
 from sandboxkit.local.control._parts import InterpreterLike, Recipe, Services
@@ -164,6 +165,10 @@ class Blanks:
         started = time.monotonic()
         sandbox_id = self._new_id()
         self._stock.making(kind)
+        if are_short():
+            # The sandboxes that are there need what is left.
+            self._stock.failed(kind, time.monotonic())
+            return
         try:
             async with asyncio.timeout(MAKE_WITHIN):
                 box = await self._isolation.create(replace(kind.spec, box_id=sandbox_id))

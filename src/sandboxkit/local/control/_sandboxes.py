@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -16,6 +18,7 @@ from datetime import UTC, datetime
 from starlette.datastructures import QueryParams
 
 from sandboxkit.errors import SandboxkitError
+from sandboxkit.local._descriptors import are_short, means_exhausted
 from sandboxkit.local._log import log
 from sandboxkit.local._sandbox import SandboxSettings
 from sandboxkit.local.control._blanks import Blank, Blanks, box_spec, kind_of
@@ -76,8 +79,8 @@ class Sandboxes:
         """Make a sandbox, or return the one that the idempotency key stands for.
 
         Raises:
-            Refused: 409, 429, 503 as the registry says; 503 if it takes longer than `create_timeout`; 500 if the box
-                could not be made.
+            Refused: 409, 429, 503 as the registry says; 503 if it takes longer than `create_timeout` or no descriptors
+                are left; 500 if the box could not be made.
         """
         # From here to `claim` nothing else runs: the blank that gives the id is the one that is claimed.
         blank = self._blanks.next(kind_of(wanted, recipe))
@@ -234,6 +237,9 @@ class Sandboxes:
             if live is None:
                 box = None
                 async with asyncio.timeout(self._create_timeout), self._turns:
+                    if are_short():
+                        # Before anything is begun: the sandboxes that are there need what is left.
+                        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
                     box = await self._isolation.create(box_spec(sandbox_id, wanted, recipe))
                 live = self._furnish(sandbox, recipe, box)
         except BaseException as error:
@@ -251,7 +257,7 @@ class Sandboxes:
                 template=wanted.template_id,
                 error=type(error).__name__,
                 duration=time.monotonic() - started,
-                exc_info=not isinstance(error, TimeoutError | SandboxkitError),
+                exc_info=not (isinstance(error, TimeoutError | SandboxkitError) or means_exhausted(error)),
             )
             raise _create_refusal(error, self._create_timeout) from error
         self._live[sandbox_id] = live
@@ -417,6 +423,14 @@ def _create_refusal(error: BaseException, limit: float) -> Refused:
             503,
             f"The sandbox could not be made within {limit:g} seconds: the machine is too busy",
             error_code="create_timeout",
+            retry=False,
+        )
+    if means_exhausted(error):
+        return Refused(
+            503,
+            "The sandbox could not be made: the engine has no descriptors left; kill some sandboxes or close "
+            "connections, or raise the engine's limit of open files",
+            error_code="no_descriptors",
             retry=False,
         )
     if isinstance(error, SandboxkitError):

@@ -33,7 +33,7 @@ START_WITHIN = 20.0
 """Seconds from bubblewrap's start to the agent's first answer."""
 KNOWN_WITHIN = 2.0
 PAUSED_WITHIN = 5.0
-PAUSE_POLL = 0.0005
+PAUSE_POLL = 0.0003
 ERRORS_KEPT = 4096
 CHILD_PID = re.compile(rb'"child-pid": ?([1-9][0-9]{0,9})[,\s}]')
 
@@ -229,7 +229,9 @@ class BubblewrapBox:
             if pidfd >= 0:
                 await _until_readable(pidfd)
         if self._outer is not None:
-            self._outer.poll()  # its pidfd has said that it ended
+            if self._outer.poll() is None:  # else its pidfd has said that it ended
+                self._outer.kill()  # there was no descriptor left for a pidfd
+                self._outer.wait()
         if self._init:
             # Ours since its parent is gone (the engine is a subreaper), unless that reaped it first.
             with contextlib.suppress(ChildProcessError):
