@@ -85,18 +85,23 @@ def test_streams_are_cut_off_and_their_processes_go_on(create: Callable[..., Any
         thread.start()
         return thread
 
-    code = "import os, time\nopen('/tmp/began', 'w')\ntime.sleep(0.7)\ny = 'ended'"
+    code = (
+        "import os, time\nopen('/tmp/began', 'w')\nwhile not os.path.exists('/tmp/go'): time.sleep(0.02)\ny = 'ended'"
+    )
+    command = "touch /tmp/ran; while [ ! -e /tmp/go ]; do sleep 0.02; done; touch /tmp/done"
     threads = [
         tried("cell", lambda: sandbox.run_code(code)),
-        tried("command", lambda: sandbox.commands.run("touch /tmp/ran; sleep 0.7; touch /tmp/done")),
+        tried("command", lambda: sandbox.commands.run(command)),
     ]
     wait_until(lambda: sandbox.files.exists("/tmp/began") and sandbox.files.exists("/tmp/ran"))
     sandbox.pause()
     for thread in threads:
         thread.join(10)
+        assert not thread.is_alive()
     assert set(met) == {"cell", "command"}
     assert isinstance(met["command"], e2b.SandboxException)
     sandbox.connect(timeout=60)
+    sandbox.files.write("/tmp/go", "")
     assert sandbox.run_code("y").text == "ended"
     wait_until(lambda: sandbox.files.exists("/tmp/done"))
 
