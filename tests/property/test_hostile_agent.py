@@ -36,7 +36,9 @@ REQUESTS: list[Callable[[Any], Awaitable[Any]]] = [
 ]
 
 FIELDS = st.lists(
-    st.integers(-2, 2**70) | st.binary(max_size=12) | st.sampled_from([b"", b"0", b"1", b"code", b"signal", b"7", b"-0"]),
+    st.integers(-2, 2**70)
+    | st.binary(max_size=12)
+    | st.sampled_from([b"", b"0", b"1", b"code", b"signal", b"7", b"-0"]),
     max_size=12,
 ).map(wire.pack)
 ENTRY = st.lists(

@@ -14,6 +14,7 @@ from sandboxkit.local.control._stock import (
     FAILED_PAUSE,
     IDLE_AFTER,
     LOOK_EVERY,
+    NEW_PAUSE,
     PATIENCE,
     QUIET,
     Plan,
@@ -62,7 +63,7 @@ class StockLives(RuleBasedStateMachine):
         if plan.make is not None:
             assert free - BLANK_NEEDS >= RESERVE
             assert len(self.blanks) + len(self.making) < room
-            assert self.now - self.used[plan.make] < IDLE_AFTER
+            assert self.now < self.used[plan.make] + IDLE_AFTER
             self.stock.making(plan.make)
             self.making.append(plan.make)
         elif not plan.drop:
@@ -122,6 +123,16 @@ def test_a_claim_is_made_good_once_it_is_quiet(stocked: Stock[str]) -> None:
     assert _claim(stocked, 10.0) == "one"
     assert stocked.plan(10.0, free=PLENTY, room=9) == Plan((), None, 10.0 + QUIET)
     assert stocked.plan(10.0 + QUIET, free=PLENTY, room=9).make == "python"
+
+
+def test_the_first_sandbox_of_a_kind_has_the_machine_for_itself() -> None:
+    """Blanks of a kind that was never used before are begun a while after its first use, unless they were expected."""
+    stock: Stock[str] = Stock(each_kind=EACH, reserve=RESERVE)
+    stock.used("python", 5.0)
+    assert stock.plan(5.0 + QUIET, free=PLENTY, room=9) == Plan((), None, 5.0 + NEW_PAUSE)
+    assert stock.plan(5.0 + NEW_PAUSE, free=PLENTY, room=9).make == "python"
+    stock.expect("base", 5.0)
+    assert stock.plan(5.0 + QUIET, free=PLENTY, room=9).make == "base"
 
 
 def test_an_endless_burst_is_not_waited_for(stocked: Stock[str]) -> None:

@@ -26,6 +26,10 @@ BLANK_NEEDS = 96 * 1024 * 1024
 QUIET = 0.05
 PATIENCE = 0.5
 IDLE_AFTER = 600.0
+NEW_PAUSE = 1.0
+"""Seconds after a kind's first use in which its blanks are not begun: that sandbox is starting its own interpreter, and
+a program that needs but one never pays for others."""
+
 FAILED_PAUSE = 30.0
 LOOK_EVERY = 5.0
 """Seconds between looks at the free memory while there are blanks."""
@@ -67,7 +71,10 @@ class Stock(Generic[Kind]):
     def used(self, kind: Kind, now: float) -> None:
         """Note that somebody creates a sandbox of this kind."""
         self._last_used = now
+        is_new = kind not in self._shelves
         self.expect(kind, now)
+        if is_new:
+            self._shelves[kind].not_before = now + NEW_PAUSE
 
     def expect(self, kind: Kind, now: float) -> None:
         """Stock a kind before its first use."""
@@ -111,7 +118,7 @@ class Stock(Generic[Kind]):
         """Decide. `free` is the machine's free memory in bytes, `room` how many boxes the engine's cap still allows."""
         drop: list[str] = []
         for shelf in self._shelves.values():
-            if now - shelf.used_at >= IDLE_AFTER:
+            if now >= shelf.used_at + IDLE_AFTER:
                 drop += shelf.blanks
                 shelf.blanks = []
         excess = max(self._count() - max(room, 0), 0)
@@ -127,7 +134,7 @@ class Stock(Generic[Kind]):
         wakes: list[float] = []
         wanting = None
         for kind, shelf in sorted(self._shelves.items(), key=lambda item: -item[1].used_at):
-            if now - shelf.used_at >= IDLE_AFTER:
+            if now >= shelf.used_at + IDLE_AFTER:
                 shelf.missing_since = None
                 continue
             wakes.append(shelf.used_at + IDLE_AFTER)
