@@ -66,6 +66,7 @@ def serve(config: EngineConfig, *, on_ready: OnReady | None = None, parent_pipe:
     listener = bind(config.host, config.port)
     env_file: EnvFile | None = None
     home, state_dir = cache_home(), state_root(config).absolute() / f"engine-{os.getpid()}"
+    os.environ["SANDBOXKIT_HOME"] = str(home)  # the uid that is dropped to may have no home to find it by
 
     def ready(endpoint: Endpoint) -> None:
         if env_file is not None:

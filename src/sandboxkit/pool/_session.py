@@ -17,7 +17,7 @@ from sandboxkit.fragment import Fragment, FragmentResult
 from sandboxkit.pool._command import AsyncCommandHandle
 from sandboxkit.pool._lease import Lease, LeasedSandbox
 from sandboxkit.pool._moves import Spec
-from sandboxkit.pool._options import count, seconds
+from sandboxkit.pool._options import code_text, count, pairs, seconds, text
 from sandboxkit.pool._shell import Shell
 from sandboxkit.provider._base import OnOutput, OnResult
 from sandboxkit.runner import carry_out
@@ -119,8 +119,15 @@ class AsyncSession:
         """
         limit = self._lease.shell.options.timeouts.code if timeout is None else seconds("timeout", timeout)
         count("max_output", max_output, least=1)
-        if not isinstance(code, str):
-            raise ConfigurationError(f"code is {type(code).__name__}; a text is needed.")
+        code_text("code", code)
+        pairs("envs", envs)
+        if text("language", language).lower() != "python":
+            raise UnsupportedOption(
+                f"language={language!r} is not supported yet; 'python' is.",
+                option="language",
+            )
+        if context is not None:
+            text("context", context)
         self._lease.check()
         tell, started_at = self._lease.core.tell, anyio.current_time()
         tell("code.started", language=language)
@@ -128,7 +135,7 @@ class AsyncSession:
         try:
             execution = await self._sandbox.run_code(
                 code,
-                language=language,
+                language=None if context is not None else language,  # a context has its language
                 context=context,
                 timeout=limit,
                 envs=envs,
@@ -205,7 +212,10 @@ class AsyncSession:
         """
         limit = self._lease.shell.options.timeouts.command if timeout is None else seconds("timeout", timeout)
         count("max_output", max_output, least=1)
-        line = _command_line(cmd)
+        line = code_text("cmd", _command_line(cmd))
+        pairs("envs", envs)
+        if cwd:
+            text("cwd", cwd)
         if background and timeout is not None:
             raise UnsupportedOption(
                 "timeout= has no effect with background=True; use handle.wait(timeout=...) and handle.kill().",

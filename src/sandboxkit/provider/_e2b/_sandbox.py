@@ -34,7 +34,7 @@ else:
     from e2b_code_interpreter import AsyncSandbox
 
 # What the interpreters say in an error event when there is no kernel any more: the engine's, then E2B's own two.
-_KERNEL_DIED = frozenset({"KernelDied", "ContextRestarting", "WebSocketError"})
+_KERNEL_DIED = frozenset({"KernelDied", "ContextRestarting", "InterpreterUnavailable", "WebSocketError"})
 
 
 class E2BSandbox:
