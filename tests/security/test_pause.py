@@ -133,14 +133,24 @@ async def stopped_inside(isolation: Any) -> dict[str, Any]:
     box = await isolation.create(small("stopped"))
     process = await _started(box, "import time; time.sleep(1000)", expect=3)
     await box.agent.signal(process.pid, signal.SIGSTOP)
+    from sandboxkit.local.isolation._processes import processes_of
+
+    def states() -> list[str]:
+        pids = processes_of(box.init_pid)
+        return [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in pids]
+
+    async with asyncio.timeout(10):
+        while "T" not in states():
+            await asyncio.sleep(0.005)
     await box.pause()
     await box.resume()
     await box.agent.ping()
-    from sandboxkit.local.isolation._processes import processes_of
-
-    states = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in processes_of(box.init_pid)]
+    async with asyncio.timeout(10):
+        while states().count("T") > 1:  # the others are woken, and wake in their time
+            await asyncio.sleep(0.005)
+    stopped = states().count("T")
     await box.kill()
-    return {"stopped": states.count("T")}
+    return {"stopped": stopped}
 
 
 def test_what_was_stopped_before_stays_stopped(box_runner: Callable[..., Any]) -> None:
