@@ -63,3 +63,4 @@ def bench(session: nox.Session) -> None:
     """Print how long things take, as ratios to what the machine can do."""
     session.install("-e", ".[test]")
     session.run("python", "tests/bench/bench.py", *session.posargs)
+    session.run("python", "tests/bench/start.py", *session.posargs)

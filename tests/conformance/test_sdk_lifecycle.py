@@ -224,7 +224,7 @@ def test_an_unknown_template_is_named(sdk: Options) -> None:
     ("values", "named"),
     [
         ({"allow_internet_access": True}, "--internet"),
-        ({"lifecycle": {"on_timeout": "pause"}}, "autoPause"),
+        ({"lifecycle": {"on_timeout": {"action": "pause", "mode": "filesystem"}}}, "autoPauseMemory"),
         ({"network": {"allow_out": ["1.1.1.1"]}}, "network.allowOut"),
         ({"network": {"allow_public_traffic": False}}, "network.allowPublicTraffic"),
         ({"volume_mounts": {"/data": "volume"}}, "volumeMounts"),
@@ -247,10 +247,9 @@ def test_options_that_hold_already_are_accepted(create: Callable[..., e2b.Sandbo
 
 
 def test_calls_that_come_later_say_so(create: Callable[..., e2b.Sandbox], sdk: Options) -> None:
-    """Pause, snapshots, fork and templates over the API are refused with a message that names them."""
+    """Snapshots, fork and templates over the API are refused with a message that names them."""
     sandbox = create()
     calls: list[tuple[Callable[[], Any], str]] = [
-        (sandbox.pause, "pause"),
         (sandbox.create_snapshot, "snapshots"),
         (lambda: e2b.Sandbox.list_snapshots(**sdk).next_items(), "snapshots"),
         (lambda: e2b.Volume.list(**{k: v for k, v in sdk.items() if k != "sandbox_url"}), "volumes"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -51,6 +52,8 @@ class RegistryLives(RuleBasedStateMachine):
         self.monotonic = 100.0
         self.wall = START
         self.deadlines: dict[str, float] = {}
+        self.paused: set[str] = set()
+        self.auto_pause: set[str] = set()
         self.ending: set[str] = set()
         self.ever: set[str] = set()
         self.made_count = self.failed_count = self.gone_count = 0
@@ -64,6 +67,11 @@ class RegistryLives(RuleBasedStateMachine):
     def is_live(self, sandbox_id: str) -> bool:
         return self.deadlines.get(sandbox_id, 0.0) > self.monotonic
 
+    def is_paused(self, sandbox_id: str) -> bool:
+        """Whether it counts as paused: also where its time is up and nobody has acted on it yet."""
+        waits = sandbox_id in self.deadlines and not self.is_live(sandbox_id) and sandbox_id in self.auto_pause
+        return sandbox_id in self.paused or waits
+
     @rule(
         seconds=st.floats(min_value=0, max_value=20) | st.just(KEYS_KEPT_FOR),
         jump=st.integers(min_value=-9999, max_value=9999),
@@ -73,12 +81,19 @@ class RegistryLives(RuleBasedStateMachine):
         self.monotonic += seconds
         self.wall += timedelta(seconds=seconds + jump)
 
-    @rule(target=making, timeout=TIMEOUTS, key=st.none() | st.sampled_from(KEYS), body=st.sampled_from(["x", "y"]))
-    def create(self, timeout: int, key: str | None, body: str) -> str:
+    @rule(
+        target=making,
+        timeout=TIMEOUTS,
+        key=st.none() | st.sampled_from(KEYS),
+        body=st.sampled_from(["x", "y"]),
+        auto_pause=st.booleans(),
+    )
+    def create(self, timeout: int, key: str | None, body: str, auto_pause: bool) -> str:
         if key is not None and self.key_ends.get(key, self.monotonic + 1) <= self.monotonic:
             del self.keys[key], self.key_ends[key]
         try:
-            decision = self.registry.create(wanted(timeout, key, body), self.now())
+            asked = replace(wanted(timeout, key, body), auto_pause=auto_pause)
+            decision = self.registry.create(asked, self.now())
         except Refused as refusal:
             if refusal.status == 409:
                 assert key is not None
@@ -86,7 +101,7 @@ class RegistryLives(RuleBasedStateMachine):
             elif refusal.status != 429:
                 raise
             else:
-                assert len(self.in_making) + len(self.deadlines) + len(self.ending) == CAP
+                assert len(self.in_making) + len(self.deadlines) + len(self.paused) + len(self.ending) == CAP
             return ""
         sandbox = decision.sandbox
         if isinstance(decision, Repeat):
@@ -98,6 +113,8 @@ class RegistryLives(RuleBasedStateMachine):
         assert sandbox.sandbox_id not in self.ever
         self.ever.add(sandbox.sandbox_id)
         self.in_making.add(sandbox.sandbox_id)
+        if auto_pause:
+            self.auto_pause.add(sandbox.sandbox_id)
         if key is not None:
             self.keys[key] = (sandbox.sandbox_id, body)
         return sandbox.sandbox_id
@@ -151,15 +168,56 @@ class RegistryLives(RuleBasedStateMachine):
 
     @rule(sandbox_id=ids)
     def end(self, sandbox_id: str) -> None:
-        assert self.registry.end(sandbox_id) == (sandbox_id in self.deadlines)
+        assert self.registry.end(sandbox_id) == (sandbox_id in self.deadlines or sandbox_id in self.paused)
         self._ends(sandbox_id)
+
+    @rule(sandbox_id=ids)
+    def pause(self, sandbox_id: str) -> None:
+        live, paused = self.is_live(sandbox_id), self.is_paused(sandbox_id)
+        if not live:
+            with pytest.raises(Refused) as refusal:
+                self.registry.pause(sandbox_id, self.now())
+            assert refusal.value.status == (409 if paused else 404)
+            return
+        assert self.registry.pause(sandbox_id, self.now()).state is State.PAUSED
+        self._pauses(sandbox_id)
+
+    @rule(sandbox_id=ids, seconds=st.integers(min_value=1, max_value=50))
+    def resumed(self, sandbox_id: str, seconds: int) -> None:
+        if sandbox_id not in self.paused:
+            with pytest.raises(Refused) as refusal:
+                self.registry.resumed(sandbox_id, seconds, self.now())
+            assert refusal.value.status == 404
+            return
+        assert self.registry.resumed(sandbox_id, seconds, self.now()).state is State.LIVE
+        self.paused.remove(sandbox_id)
+        self.deadlines[sandbox_id] = self.monotonic + seconds
+
+    @rule(sandbox_id=ids)
+    def look(self, sandbox_id: str) -> None:
+        """What `get` and `running` say of one sandbox is the same truth."""
+        try:
+            state = self.registry.get(sandbox_id, self.now()).state
+        except Refused:
+            state = None
+        expected = State.LIVE if self.is_live(sandbox_id) else State.PAUSED if self.is_paused(sandbox_id) else None
+        assert state is expected
+        if expected is State.LIVE:
+            assert self.registry.running(sandbox_id, self.now()).state is State.LIVE
+            return
+        with pytest.raises(Refused) as refusal:
+            self.registry.running(sandbox_id, self.now())
+        assert refusal.value.status == 404
 
     @rule()
     def timer_fires(self) -> None:
         due = self.registry.due(self.now())
-        assert set(due) == {one for one, deadline in self.deadlines.items() if deadline <= self.monotonic}
-        for sandbox_id in due:
-            self._ends(sandbox_id)
+        up = {one for one, deadline in self.deadlines.items() if deadline <= self.monotonic}
+        assert {(one.sandbox_id, one.action) for one in due} == {
+            (one, "pause" if one in self.auto_pause else "end") for one in up
+        }
+        for one in due:
+            (self._pauses if one.action == "pause" else self._ends)(one.sandbox_id)
 
     @rule(data=st.data())
     def gone(self, data: st.DataObject) -> None:
@@ -183,7 +241,11 @@ class RegistryLives(RuleBasedStateMachine):
             token = page.next_token
             if token is None:
                 break
-        assert sorted(found) == sorted(one for one in self.deadlines if self.is_live(one))
+        known = {*self.deadlines, *self.paused}
+        assert sorted(found) == sorted(one for one in known if self.is_live(one) or self.is_paused(one))
+        for name, predicate in (("running", self.is_live), ("paused", self.is_paused)):
+            page = self.registry.page(Query(states=frozenset({name})), self.now())
+            assert {s.sandbox_id for s in page.sandboxes} == {one for one in known if predicate(one)}
 
     @invariant()
     def everything_is_accounted_for(self) -> None:
@@ -191,6 +253,7 @@ class RegistryLives(RuleBasedStateMachine):
         assert counts == {
             State.MAKING: len(self.in_making),
             State.LIVE: len(self.deadlines),
+            State.PAUSED: len(self.paused),
             State.ENDING: len(self.ending),
         }
         assert len(self.ever) == self.failed_count + self.gone_count + sum(counts.values())
@@ -198,8 +261,13 @@ class RegistryLives(RuleBasedStateMachine):
         assert self.registry.next_deadline() == min(self.deadlines.values(), default=None)
 
     def _ends(self, sandbox_id: str) -> None:
-        if self.deadlines.pop(sandbox_id, None) is not None:
+        if self.deadlines.pop(sandbox_id, None) is not None or sandbox_id in self.paused:
+            self.paused.discard(sandbox_id)
             self.ending.add(sandbox_id)
+
+    def _pauses(self, sandbox_id: str) -> None:
+        del self.deadlines[sandbox_id]
+        self.paused.add(sandbox_id)
 
 
 TestRegistryLives = RegistryLives.TestCase

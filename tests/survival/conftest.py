@@ -246,7 +246,7 @@ def starter(request: pytest.FixtureRequest) -> Iterator[Start]:
             command,
             env={**variables, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})},
             switch=switch,
-            config=config,
+            config={"warm": 0, **config},  # what is made in the background would disturb what is counted
             template=template,
             wrapper=wrapper,
             stderr=stderr,

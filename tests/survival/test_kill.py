@@ -62,6 +62,23 @@ def test_the_next_engine_finds_nothing(start: Any, tools: Any, who: str, victim:
     assert second.state_directories() == []
 
 
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_blanks_and_paused_sandboxes_end_with_it(start: Any, tools: Any, who: str, victim: str) -> None:
+    """Boxes that wait for their sandbox, and sandboxes whose processes are stopped, die at once with the engine."""
+    first = start(who=who, warm=2, log_level="debug")
+    if victim != "the engine" and first.pid == first.process.pid:
+        pytest.skip("an engine that no root started has no supervisor")
+    with first.client() as client:
+        sandbox = first.create(client)
+        sandbox_id = sandbox["sandboxID"]
+        first.run(client, sandbox, BUSY)
+        tools.wait_until(lambda: first.log().count("blank.made") == 2)
+        assert client.post(f"/sandboxes/{sandbox_id}/pause").status_code == 204
+    gone_with(first, tools, VICTIMS[victim](first))
+    start(who=who)
+    nothing_left_but(first, tools)
+
+
 @pytest.mark.full
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("victim", VICTIMS)

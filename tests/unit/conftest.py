@@ -18,7 +18,7 @@ from sandboxkit.errors import TemplateNotBuilt, TemplateNotFound
 from sandboxkit.local._config import EngineConfig
 from sandboxkit.local._sandbox import SandboxSettings
 from sandboxkit.local._serve import Engine
-from sandboxkit.local.control._sandboxes import Services
+from sandboxkit.local.control._parts import Services
 from sandboxkit.local.gateway._listener import bind
 from sandboxkit.local.images import BuiltTemplate
 from sandboxkit.local.isolation._base import Agent, AgentLost, BoxEnd, BoxSpec, LimitInForce, Usage
@@ -34,6 +34,7 @@ class EmptyBox:
         self.ended: asyncio.Future[BoxEnd] = asyncio.get_running_loop().create_future()
         self._isolation = isolation
         self.is_silent = False
+        self.is_paused = False
 
     async def ping(self) -> None:
         if self.is_silent:
@@ -49,6 +50,17 @@ class EmptyBox:
         self._isolation.killed += 1
         self._isolation.boxes.pop(self.box_id, None)
 
+    async def pause(self) -> None:
+        await self._isolation.pausing.wait()
+        if self.ended.done():
+            raise AgentLost
+        self.is_paused = True
+
+    async def resume(self) -> None:
+        if self.ended.done():
+            raise AgentLost
+        self.is_paused = False
+
     async def usage(self) -> Usage:
         return Usage(cpu_seconds=0.5, memory=1000, cache=300, disk=2000, processes=3)
 
@@ -61,6 +73,7 @@ class EmptyIsolation:
     boxes: dict[str, EmptyBox] = field(default_factory=dict)
     making: asyncio.Event = field(default_factory=asyncio.Event)
     killing: asyncio.Event = field(default_factory=asyncio.Event)
+    pausing: asyncio.Event = field(default_factory=asyncio.Event)
     made: int = 0
     killed: int = 0
     at_once: int = 0
@@ -70,6 +83,7 @@ class EmptyIsolation:
     async def start(self) -> None:
         self.making.set()
         self.killing.set()
+        self.pausing.set()
 
     async def create(self, spec: BoxSpec) -> EmptyBox:
         self.at_once += 1
@@ -125,6 +139,17 @@ class EchoInterpreter(EchoService):
     """The same on the other port."""
 
     kind = "interpreter"
+    adopted: SandboxSettings | None = None
+    pauses = 0
+
+    def pause(self) -> None:
+        self.pauses += 1
+
+    def resume(self) -> None:
+        self.pauses -= 1
+
+    def adopt(self, settings: SandboxSettings) -> None:
+        self.adopted = self.settings = settings
 
 
 class ThreeTemplates:
@@ -175,7 +200,7 @@ def _starter() -> Iterator[Callable[..., Running]]:
     running: list[Running] = []
 
     def start(**values: Any) -> Running:
-        config = EngineConfig(**values)
+        config = EngineConfig(**{"warm": 0, **values})
         listener = bind(config.host, config.port)
         ready: list[Endpoint] = []
         event = threading.Event()

@@ -48,6 +48,13 @@ from sandboxkit.errors import EngineUnavailable
     metavar="MIB",
     help="MiB that all sandboxes together may be allowed; a create past that is refused (429).  [default: no bound]",
 )
+@click.option(
+    "--warm",
+    default=2,
+    show_default=True,
+    type=click.IntRange(0, 200),
+    help="Boxes of each built template that are kept ready for the next sandboxes, as far as memory allows.",
+)
 def serve(
     host: str,
     port: int,
@@ -56,6 +63,7 @@ def serve(
     internet: str,
     max_sandboxes: int,
     max_memory: int | None,
+    warm: int,
 ) -> None:
     """Run the local engine until Ctrl-C, for any E2B client.
 
@@ -75,6 +83,8 @@ def serve(
         internet=internet,  # type: ignore[arg-type]
         max_sandboxes=max_sandboxes,
         max_memory=None if max_memory is None else max_memory * 1024 * 1024,
+        warm=warm,
+        warm_from_start=True,
     )
 
     def announce(endpoint: Endpoint) -> None:

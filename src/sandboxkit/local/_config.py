@@ -38,6 +38,9 @@ class EngineConfig:
         default_timeout: the life of a sandbox whose creator names none.
         max_timeout: the longest life that may be asked for; 400 past that.
         create_timeout: the longest that making one sandbox may take, its wait for a turn included; 503 past that.
+        warm: boxes of each template in use that are kept ready, with their interpreter, for the next sandboxes; fewer
+            where memory is short, 0 for none.
+        warm_from_start: keep them of every built template from the start on, and not from its first use on.
         shutdown_timeout: the longest that an orderly end may take; the process ends then in any case, and the next
             engine removes what was left.
         log_level: the least level that is written to standard error.
@@ -55,6 +58,8 @@ class EngineConfig:
     default_timeout: int = 300
     max_timeout: int = DAY
     create_timeout: float = 50.0
+    warm: int = 2
+    warm_from_start: bool = False
     shutdown_timeout: float = 10.0
     log_level: LogLevel = "info"
 
@@ -77,6 +82,10 @@ class EngineConfig:
                 raise ConfigurationError(f"{name}={getattr(self, name)!r}: a positive number is needed.")
         if self.max_memory is not None and self.max_memory <= 0:
             raise ConfigurationError(f"max_memory={self.max_memory!r}: a positive number of bytes is needed.")
+        if not 0 <= self.warm <= self.max_sandboxes:
+            raise ConfigurationError(
+                f"warm={self.warm!r}: a number from 0 to max_sandboxes={self.max_sandboxes} is needed."
+            )
         if self.shutdown_timeout <= 0:
             raise ConfigurationError(f"shutdown_timeout={self.shutdown_timeout!r}: a positive number is needed.")
         if self.isolation == "gvisor":

@@ -30,9 +30,10 @@ from sandboxkit.local._config import EngineConfig, cache_home, state_root
 from sandboxkit.local._descriptors import limit, means_exhausted, raise_limit
 from sandboxkit.local._env_file import EnvFile
 from sandboxkit.local._log import log
+from sandboxkit.local.control._parts import Services
 from sandboxkit.local.control._registry import Registry
 from sandboxkit.local.control._rest import RestApi
-from sandboxkit.local.control._sandboxes import Sandboxes, Services
+from sandboxkit.local.control._sandboxes import Sandboxes
 from sandboxkit.local.control._templates import BuiltTemplates, Templates
 from sandboxkit.local.gateway._gateway import Gateway
 from sandboxkit.local.gateway._listener import Server, bind, server
@@ -143,6 +144,7 @@ class Engine:
             services=self._services,
             max_creating=self._config.max_creating,
             create_timeout=self._config.create_timeout,
+            warm=self._config.warm,
         )
         endpoint, domain = _addresses(self._config, self._listener)
         rest = RestApi(
@@ -157,6 +159,8 @@ class Engine:
         serving = asyncio.create_task(http.serve(sockets=[self._listener]), name="http")
         try:
             sandboxes.start()
+            if self._config.warm_from_start:
+                rest.expect_all()
             await _answering(http, serving)
             log(
                 logging.INFO,

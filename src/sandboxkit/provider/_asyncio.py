@@ -48,13 +48,21 @@ class TrioCall:
             while not isinstance(message := await self._next(), Done):
                 if isinstance(message, CallBack):
                     await message.carry_out_async()
-        except BaseException:
+        except BaseException as error:
             running.cancel()
+            done: Done | None = None
             with anyio.move_on_after(_portal.CANCEL_GRACE, shield=True):
-                while not isinstance(message := await self._next(), Done):
-                    if isinstance(message, CallBack):
-                        message.refuse()
-            raise
+                while done is None:
+                    left = await self._next()
+                    if isinstance(left, CallBack):
+                        left.refuse()
+                    elif isinstance(left, Done):
+                        done = left
+            if done is None or done.error is not None or not isinstance(error, anyio.get_cancelled_exc_class()):
+                raise
+            # It was over before the cancellation came: what it made is the caller's, who is cancelled at the next
+            # step, with it in hand.
+            message = done
         result: T = message.unwrap()
         return result
 

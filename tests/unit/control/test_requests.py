@@ -37,7 +37,11 @@ def test_any_object_is_understood_or_refused(body: dict[str, Any], headers: dict
             assert all(isinstance(value, str) for value in [*found.metadata.values(), *found.envs.values()])
             assert found.network.internet is not True
     with contextlib.suppress(Refused):
-        assert 1 <= requests.read_connect(body, default_timeout=300, max_timeout=1000) <= 1000
+        assert 1 <= requests.read_connect(body, default_timeout=300, max_timeout=1000).timeout <= 1000
+    with contextlib.suppress(Refused):
+        assert 1 <= requests.read_resume(body, max_timeout=1000) <= 1000
+    with contextlib.suppress(Refused):
+        assert requests.read_pause(body) in (True, False)
     with contextlib.suppress(Refused):
         assert 0 <= requests.read_set_timeout(body, max_timeout=1000) <= 1000
     with contextlib.suppress(Refused):

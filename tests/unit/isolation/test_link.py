@@ -364,3 +364,24 @@ def test_real_agent_many_arguments(with_agent: Any) -> None:
         assert caught.value.errno == 7
 
     with_agent(scenario)
+
+
+def test_an_agent_that_is_held_may_be_late(with_impostor: Any) -> None:
+    """While a box is paused no answer is late; once it goes on, each has its whole time again."""
+
+    async def scenario(link: Any, theirs: socket.socket, lost: list[str]) -> None:
+        before = asyncio.ensure_future(link._channel.ask(wire.PING, [], within=0.1))
+        await request(theirs)
+        link.hold()
+        during = asyncio.ensure_future(link._channel.ask(wire.PING, [], within=0.1))
+        number, _, _ = await request(theirs)
+        done, _ = await asyncio.wait({before, during}, timeout=0.3)
+        assert not done
+        link.release()
+        reply(theirs, number, wire.OK, wire.pack([]))
+        await asyncio.wait_for(during, 5)
+        with pytest.raises(AgentLost, match="in time"):
+            await asyncio.wait_for(before, 5)
+        assert len(lost) == 1
+
+    with_impostor(scenario)

@@ -3,15 +3,20 @@
 Pure: the time, the random names and what has happened come in; answers and decisions go out.
 
     making ──made──> live ──end──> ending ──gone──> (forgotten)
-       └──failed──> (forgotten)
+       └──failed──> (forgotten)   ^ └──pause──> paused ──end──> ending
+                                  └──resumed──────┘
 
 - `making`: a box is being made. It counts towards the cap, and nobody but its creator knows its id.
 - `live`: it is listed, can be connected to, and ends at its deadline, which is a moment of the monotonic clock: the
   wall clock may jump. What clients are shown (`end_at`) is the wall clock's idea when the deadline was last set.
+- `paused`: its processes are stopped, or are being stopped; it is listed, holds its place under the cap, and has no
+  deadline. It becomes live again when somebody connects to it; until then nothing else can be done with it but to kill
+  it.
 - `ending`: somebody killed it, its time was up, or its box ended. Every question about it is answered as if it were
   gone; it counts towards the cap until nothing is left of it.
 
-A deadline that has passed ends a sandbox for all questions at once, whether or not anybody has acted on it yet.
+A deadline that has passed ends a sandbox (or pauses it, where its creator wanted that) for all questions at once,
+whether or not anybody has acted on it yet.
 
 An idempotency key stands for one sandbox from the first request on until some time after that sandbox's end, so that
 a repeated request never makes a second one. A creation that fails frees its key.
@@ -49,7 +54,12 @@ class State(Enum):
 
     MAKING = "making"
     LIVE = "live"
+    PAUSED = "paused"
     ENDING = "ending"
+
+
+SHOWN_AS = {State.LIVE: "running", State.PAUSED: "paused"}
+"""What clients call the states that they can see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +83,10 @@ class Wanted:
     has_interpreter: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
     envs: Mapping[str, str] = field(default_factory=dict, repr=False)
+    auto_pause: bool = False
+    """Its time being up pauses it instead of ending it."""
+    auto_resume: bool = False
+    """Traffic resumes it."""
     internet: bool | None = None
     """What info shows: False where access was refused or declined, None where nothing was said."""
     network: Mapping[str, object] | None = None
@@ -104,6 +118,14 @@ class Repeat:
     """The key is known: answer with this one, once it is made if it is still being made."""
 
     sandbox: Sandbox
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """The time of this one is up: it is paused or ending now, and the caller carries that out."""
+
+    sandbox_id: str
+    action: Literal["end", "pause"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,8 +181,8 @@ class Registry:
 
     # -- lives ----------------------------------------------------------------------------------------------------
 
-    def create(self, wanted: Wanted, now: Now) -> Make | Repeat:
-        """Decide about a request to create.
+    def create(self, wanted: Wanted, now: Now, *, sandbox_id: str | None = None) -> Make | Repeat:
+        """Decide about a request to create. `sandbox_id` is one of `unused_id`, where its box is there already.
 
         Raises:
             Refused: 503 while the engine ends, 409 for a key that stands for another request, 429 at a cap.
@@ -185,7 +207,7 @@ class Registry:
             )
         self._refuse_memory(wanted.limits.memory)
         sandbox = Sandbox(
-            sandbox_id=self._unused_id(),
+            sandbox_id=sandbox_id or self.unused_id(),
             access_token=self._new_token(),
             wanted=wanted,
             state=State.MAKING,
@@ -232,9 +254,9 @@ class Registry:
             del self._keys[key]
 
     def end(self, sandbox_id: str) -> bool:
-        """Let a live one end, now. True for the one caller who must carry it out; False if it is not live."""
+        """Let a live or paused one end, now. True for the one caller who must carry it out; False if it is neither."""
         sandbox = self._sandboxes.get(sandbox_id)
-        if sandbox is None or sandbox.state is not State.LIVE:
+        if sandbox is None or sandbox.state not in (State.LIVE, State.PAUSED):
             return False
         self._keep(replace(sandbox, state=State.ENDING))
         return True
@@ -247,10 +269,42 @@ class Registry:
             self._ended_keys[key] = None
             self._forget_keys(now)
 
-    def due(self, now: Now) -> list[str]:
-        """Let all those end whose time is up; the caller carries it out."""
-        ids = [s.sandbox_id for s in self._sandboxes.values() if s.state is State.LIVE and s.deadline <= now.monotonic]
-        return [sandbox_id for sandbox_id in ids if self.end(sandbox_id)]
+    def due(self, now: Now) -> list[Due]:
+        """Let all those end or pause whose time is up; the caller carries it out."""
+        return [due for sandbox_id in list(self._sandboxes) for due in self.due_one(sandbox_id, now)]
+
+    def due_one(self, sandbox_id: str, now: Now) -> list[Due]:
+        """The same for one of them, which may not be there."""
+        sandbox = self._sandboxes.get(sandbox_id)
+        if sandbox is None or sandbox.state is not State.LIVE or sandbox.deadline > now.monotonic:
+            return []
+        if not sandbox.wanted.auto_pause:
+            self.end(sandbox_id)
+            return [Due(sandbox_id, "end")]
+        self._keep(_seen(sandbox, now))
+        return [Due(sandbox_id, "pause")]
+
+    def pause(self, sandbox_id: str, now: Now) -> Sandbox:
+        """Count a live one as paused from now on; the caller stops its processes.
+
+        Raises:
+            Refused: 404, there is none; 409, it is paused.
+        """
+        sandbox = self.get(sandbox_id, now)
+        if sandbox.state is State.PAUSED:
+            raise Refused(409, f"Sandbox {sandbox_id[:64]!r} is paused already", error_code="sandbox_paused")
+        sandbox = replace(sandbox, state=State.PAUSED, end_at=now.wall)
+        self._keep(sandbox)
+        return sandbox
+
+    def resumed(self, sandbox_id: str, seconds: int, now: Now) -> Sandbox:
+        """Note that the processes of a paused one go on; it ends `seconds` from now. Refused: 404, it is not paused."""
+        sandbox = self._sandboxes.get(sandbox_id)
+        if sandbox is None or sandbox.state is not State.PAUSED:
+            raise no_such_sandbox(sandbox_id)
+        sandbox = replace(_lasting(sandbox, seconds, now), state=State.LIVE)
+        self._keep(sandbox)
+        return sandbox
 
     def next_deadline(self) -> float | None:
         """Say when, by the monotonic clock, the next one's time is up."""
@@ -265,25 +319,34 @@ class Registry:
     # -- what clients ask -----------------------------------------------------------------------------------------
 
     def get(self, sandbox_id: str, now: Now) -> Sandbox:
-        """Return a live one.
+        """Return a live or paused one.
 
         Raises:
             Refused: 404, there is none.
         """
         sandbox = self._sandboxes.get(sandbox_id)
-        if sandbox is None or sandbox.state is not State.LIVE or sandbox.deadline <= now.monotonic:
+        if sandbox is not None:
+            sandbox = _seen(sandbox, now)
+        if sandbox is None or sandbox.state not in (State.LIVE, State.PAUSED):
+            raise no_such_sandbox(sandbox_id)
+        return sandbox
+
+    def running(self, sandbox_id: str, now: Now) -> Sandbox:
+        """Return a live one. Refused: 404, also for a paused one."""
+        sandbox = self.get(sandbox_id, now)
+        if sandbox.state is not State.LIVE:
             raise no_such_sandbox(sandbox_id)
         return sandbox
 
     def set_timeout(self, sandbox_id: str, seconds: int, now: Now) -> Sandbox:
         """Let it end `seconds` from now, later or earlier than before; 0 makes it due at once. Refused: 404."""
-        sandbox = _lasting(self.get(sandbox_id, now), seconds, now)
+        sandbox = _lasting(self.running(sandbox_id, now), seconds, now)
         self._keep(sandbox)
         return sandbox
 
     def extend(self, sandbox_id: str, seconds: int, now: Now) -> Sandbox:
         """Let it live at least `seconds` from now; never shortens. Refused: 404."""
-        sandbox = self.get(sandbox_id, now)
+        sandbox = self.running(sandbox_id, now)
         if now.monotonic + seconds > sandbox.deadline:
             sandbox = _lasting(sandbox, seconds, now)
             self._keep(sandbox)
@@ -293,18 +356,18 @@ class Registry:
         self, sandbox_id: str, *, internet: bool | None, network: Mapping[str, object] | None, now: Now
     ) -> None:
         """Note what its owner says about the network. Refused: 404."""
-        sandbox = self.get(sandbox_id, now)
+        sandbox = self.running(sandbox_id, now)
         self._keep(replace(sandbox, wanted=replace(sandbox.wanted, internet=internet, network=network)))
 
     def page(self, query: Query, now: Now) -> Page:
-        """List live ones.
+        """List live and paused ones.
 
         Raises:
             Refused: 400, a token that this registry did not give for this order.
         """
         after = None if query.token is None else _read_token(query.token, query.order)
         descending = query.order == "desc"
-        found = [s for s in self._sandboxes.values() if _matches(s, query, now)]
+        found = [s for one in self._sandboxes.values() if _matches(s := _seen(one, now), query)]
         found.sort(key=lambda s: s.number, reverse=descending)
         if after is not None:
             found = [s for s in found if (s.number < after if descending else s.number > after)]
@@ -316,17 +379,22 @@ class Registry:
         states = [s.state for s in self._sandboxes.values()]
         return {state: states.count(state) for state in State}
 
+    def unused_id(self) -> str:
+        """Give an id that no sandbox has."""
+        while (sandbox_id := self._new_id()) in self._sandboxes:
+            pass
+        return sandbox_id
+
+    def room(self) -> int:
+        """Say how many more sandboxes the cap allows."""
+        return self._max_sandboxes - len(self._sandboxes)
+
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _keep(self, sandbox: Sandbox) -> None:
         self._sandboxes[sandbox.sandbox_id] = sandbox
         if (key := sandbox.wanted.idempotency_key) is not None:
             self._keys[key].sandbox = sandbox
-
-    def _unused_id(self) -> str:
-        while (sandbox_id := self._new_id()) in self._sandboxes:
-            pass
-        return sandbox_id
 
     def _forget_keys(self, now: Now) -> None:
         for key in list(self._ended_keys):
@@ -341,12 +409,18 @@ def _lasting(sandbox: Sandbox, seconds: int, now: Now) -> Sandbox:
     return replace(sandbox, deadline=now.monotonic + seconds, end_at=now.wall + timedelta(seconds=seconds))
 
 
-def _matches(sandbox: Sandbox, query: Query, now: Now) -> bool:
+def _seen(sandbox: Sandbox, now: Now) -> Sandbox:
+    """A sandbox as it counts at this moment: one whose time is up is paused or ending."""
+    if sandbox.state is not State.LIVE or sandbox.deadline > now.monotonic:
+        return sandbox
+    return replace(sandbox, state=State.PAUSED if sandbox.wanted.auto_pause else State.ENDING)
+
+
+def _matches(sandbox: Sandbox, query: Query) -> bool:
     wanted = sandbox.wanted
     return (
-        sandbox.state is State.LIVE
-        and sandbox.deadline > now.monotonic
-        and (not query.states or "running" in query.states)
+        sandbox.state in SHOWN_AS
+        and (not query.states or SHOWN_AS[sandbox.state] in query.states)
         and (query.template is None or query.template in (wanted.template_id, wanted.alias))
         and (query.started_after is None or sandbox.started_at > query.started_after)
         and all(wanted.metadata.get(name) == value for name, value in query.metadata.items())

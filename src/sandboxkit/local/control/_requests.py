@@ -53,6 +53,8 @@ class CreateRequest:
     timeout: int
     metadata: Mapping[str, str]
     envs: Mapping[str, str]
+    auto_pause: bool
+    auto_resume: bool
     network: NetworkRequest
     idempotency_key: str | None
     fingerprint: str
@@ -95,6 +97,8 @@ def read_create(
         ),
         metadata=_strings("metadata", fields.pop("metadata", None)),
         envs=_environment(fields.pop("envVars", None)),
+        auto_pause=_switch("autoPause", fields.pop("autoPause", None)),
+        auto_resume=_auto_resume(fields.pop("autoResume", None)),
         network=_internet(
             fields.pop("allow_internet_access", None),
             network=_network(fields.pop("network", None), full=True),
@@ -104,11 +108,7 @@ def read_create(
         fingerprint=hashlib.sha256(json.dumps([dialect, body], sort_keys=True).encode()).hexdigest(),
     )
     _switch("secure", fields.pop("secure", None))  # every sandbox is, here as at E2B
-    _refuse_if_asked(fields, "autoPause", "a sandbox is killed at the end of its life, it cannot be paused yet")
-    _switch("autoPauseMemory", fields.pop("autoPauseMemory", None))  # says how to pause, which nobody asked for
-    resume = fields.pop("autoResume", None)
-    if resume not in (None, {}, {"enabled": False}):
-        raise unsupported("autoResume", "sandboxes cannot be paused yet, so there is nothing to resume")
+    _memory_kept("autoPauseMemory", fields.pop("autoPauseMemory", None), matters=request.auto_pause)
     iam = fields.pop("iam", None)
     if iam not in (None, {}, {"tokens": {}}):
         raise unsupported("iam", "there are no workload identities on this machine")
@@ -198,9 +198,28 @@ def _strings(name: str, value: object) -> Mapping[str, str]:
     return dict(value)
 
 
-def _switch(name: str, value: object) -> None:
+def _switch(name: str, value: object) -> bool:
     if value is not None and not isinstance(value, bool):
         raise bad_request(f"{name}: true or false is needed")
+    return value is True
+
+
+def _auto_resume(value: object) -> bool:
+    if value is None:
+        return False
+    if not isinstance(value, dict):
+        raise bad_request("autoResume: an object is needed")
+    fields = dict(value)
+    enabled = _switch("autoResume.enabled", fields.pop("enabled", None))
+    _refuse_unknown(fields, prefix="autoResume.")
+    return enabled
+
+
+def _memory_kept(name: str, value: object, *, matters: bool = True) -> None:
+    """A pause keeps the memory here; one that keeps the files only is refused."""
+    _switch(name, value)
+    if value is False and matters:
+        raise unsupported(f"{name}=false", "a paused sandbox keeps its processes in memory; leave the option out")
 
 
 def _refuse_if_asked(fields: dict[str, Any], name: str, why: str, *, prefix: str = "") -> None:
@@ -222,13 +241,41 @@ def _older_than(version: str, bound: tuple[int, int]) -> bool:
 # -- the other calls ----------------------------------------------------------------------------------------------
 
 
-def read_connect(body: Mapping[str, Any], *, default_timeout: int, max_timeout: int) -> int:
-    """Read a connect request: seconds. `memory` says how to resume, and a running sandbox has nothing to resume."""
+@dataclass(frozen=True, slots=True)
+class ConnectRequest:
+    """A request to connect: for how many seconds, and whether a paused sandbox is to be started anew."""
+
+    timeout: int
+    reboots: bool = False
+
+
+def read_connect(body: Mapping[str, Any], *, default_timeout: int, max_timeout: int) -> ConnectRequest:
+    """Read a connect request. `memory` says how to resume, and a running sandbox has nothing to resume."""
     fields = dict(body)
     timeout = read_timeout(fields.pop("timeout", default_timeout), max_timeout=max_timeout)
-    _switch("memory", fields.pop("memory", None))
+    memory = fields.pop("memory", None)
+    _switch("memory", memory)
+    _refuse_unknown(fields)
+    return ConnectRequest(timeout, reboots=memory is False)
+
+
+def read_resume(body: Mapping[str, Any], *, max_timeout: int) -> int:
+    """Read a v1 resume request: seconds. `autoPause` is what older clients repeat of their create."""
+    fields = dict(body)
+    timeout = read_timeout(fields.pop("timeout", V1_DEFAULT_TIMEOUT), max_timeout=max_timeout)
+    if _switch("autoPause", fields.pop("autoPause", None)):
+        raise unsupported("autoPause", "what happens at the end of a life is said when a sandbox is created")
     _refuse_unknown(fields)
     return timeout
+
+
+def read_pause(body: Mapping[str, Any]) -> bool:
+    """Read a pause request: whether the sandbox must be healthy for it."""
+    fields = dict(body)
+    _memory_kept("memory", fields.pop("memory", None))
+    require_healthy = _switch("requireHealthyGuest", fields.pop("requireHealthyGuest", None))
+    _refuse_unknown(fields)
+    return require_healthy
 
 
 def read_set_timeout(body: Mapping[str, Any], *, max_timeout: int) -> int:

@@ -20,10 +20,12 @@ from sandboxkit.local._config import EngineConfig
 from sandboxkit.local._log import log
 from sandboxkit.local._sandbox import ENVD_VERSION
 from sandboxkit.local.control import _requests as requests
+from sandboxkit.local.control._parts import Recipe, Sample
 from sandboxkit.local.control._refusals import Refused, bad_request, unsupported
-from sandboxkit.local.control._registry import Query, Sandbox, Wanted
-from sandboxkit.local.control._sandboxes import Recipe, Sample, Sandboxes
+from sandboxkit.local.control._registry import SHOWN_AS, Query, Sandbox, State, Wanted
+from sandboxkit.local.control._sandboxes import Sandboxes
 from sandboxkit.local.control._templates import Templates
+from sandboxkit.local.images import BuiltTemplate
 from sandboxkit.local.isolation._base import LimitInForce, Limits
 
 BODY_LIMIT = 1024 * 1024
@@ -36,8 +38,6 @@ Handler = Callable[[Request], Awaitable[Response]]
 JSON = dict[str, Any]
 
 UNSUPPORTED: dict[tuple[str, str], str] = {
-    ("POST", "/sandboxes/{id}/pause"): "pause",
-    ("POST", "/sandboxes/{id}/resume"): "resume",
     ("POST", "/sandboxes/{id}/fork"): "fork",
     ("POST", "/sandboxes/{id}/snapshots"): "snapshots",
     ("GET", "/sandboxes/{id}/logs"): "sandbox logs",
@@ -94,6 +94,8 @@ class RestApi:
             ("POST", "/sandboxes", self._creator("v1")),
             ("POST", "/v2/sandboxes/{id}/connect", self._connect),
             ("POST", "/sandboxes/{id}/connect", self._connect),
+            ("POST", "/sandboxes/{id}/pause", self._pause),
+            ("POST", "/sandboxes/{id}/resume", self._resume),
             ("GET", "/v2/sandboxes", self._list),
             ("GET", "/sandboxes", self._list_v1),
             ("GET", "/sandboxes/metrics", self._all_metrics),
@@ -116,6 +118,16 @@ class RestApi:
         application.router.redirect_slashes = False
         return application
 
+    def expect_all(self) -> None:
+        """Keep blank boxes of every template that is built."""
+        for name in self._templates.known():
+            try:
+                template = self._templates.find(name)
+            except TemplateNotBuilt:
+                continue
+            plain = requests.read_create({"templateID": name}, {}, dialect="v2", default_timeout=1, max_timeout=1)
+            self._sandboxes.expect(*_as_wanted(template, plain))
+
     # -- sandboxes ------------------------------------------------------------------------------------------------
 
     def _creator(self, dialect: Literal["v1", "v2"]) -> Handler:
@@ -133,27 +145,8 @@ class RestApi:
                 raise Refused(404, str(error), error_code=error.code) from error
             except TemplateNotBuilt as error:
                 raise Refused(400, str(error), error_code=error.code) from error
-            sandbox = await self._sandboxes.create(
-                Wanted(
-                    template_id=template.id,
-                    alias=template.id,
-                    timeout=wish.timeout,
-                    fingerprint=wish.fingerprint,
-                    idempotency_key=wish.idempotency_key,
-                    limits=Limits(
-                        cpus=template.cpus,
-                        memory=template.memory,
-                        disk=template.disk,
-                        shared_memory=template.shared_memory,
-                    ),
-                    has_interpreter=template.has_interpreter,
-                    metadata=wish.metadata,
-                    envs=wish.envs,
-                    internet=wish.network.internet,
-                    network=wish.network.network,
-                ),
-                Recipe(layers=template.layers, envs=template.envs),
-            )
+            wanted, recipe = _as_wanted(template, wish)
+            sandbox = await self._sandboxes.create(wanted, recipe)
             if wish.network.overridden:
                 log(
                     logging.INFO,
@@ -166,12 +159,32 @@ class RestApi:
         return create
 
     async def _connect(self, request: Request) -> Response:
-        seconds = requests.read_connect(
+        wish = requests.read_connect(
             requests.read_object(await _body(request)),
             default_timeout=self._config.default_timeout,
             max_timeout=self._config.max_timeout,
         )
-        return JSONResponse(self._created(self._sandboxes.extend(_sandbox_id(request), seconds)))
+        sandbox_id = _sandbox_id(request)
+        if wish.reboots and self._sandboxes.get(sandbox_id).state is State.PAUSED:
+            raise unsupported("memory=false", "a paused sandbox goes on where it was; it cannot be started anew")
+        sandbox, was_paused = await self._sandboxes.connect(sandbox_id, wish.timeout)
+        return JSONResponse(self._created(sandbox), status_code=201 if was_paused else 200)
+
+    async def _pause(self, request: Request) -> Response:
+        require_healthy = requests.read_pause(requests.read_object(await _body(request)))
+        await self._sandboxes.pause(_sandbox_id(request), require_healthy=require_healthy)
+        return Response(status_code=204)
+
+    async def _resume(self, request: Request) -> Response:
+        seconds = requests.read_resume(requests.read_object(await _body(request)), max_timeout=self._config.max_timeout)
+        sandbox_id = _sandbox_id(request)
+        running = Refused(409, f"Sandbox {sandbox_id[:64]!r} is running already", error_code="sandbox_running")
+        if self._sandboxes.get(sandbox_id).state is State.LIVE:
+            raise running
+        sandbox, was_paused = await self._sandboxes.connect(sandbox_id, seconds)
+        if not was_paused:
+            raise running
+        return JSONResponse(self._created(sandbox), status_code=201)
 
     async def _list(self, request: Request) -> Response:
         page = self._sandboxes.page(requests.read_query(request.query_params))
@@ -180,7 +193,9 @@ class RestApi:
 
     async def _list_v1(self, request: Request) -> Response:
         metadata = requests.read_metadata_filter(request.query_params.get("metadata", ""))
-        found = self._sandboxes.page(Query(metadata=metadata, limit=self._config.max_sandboxes))
+        found = self._sandboxes.page(
+            Query(metadata=metadata, states=frozenset({"running"}), limit=self._config.max_sandboxes)
+        )
         return JSONResponse([_listed(sandbox) for sandbox in found.sandboxes])
 
     async def _get(self, request: Request) -> Response:
@@ -189,7 +204,10 @@ class RestApi:
             "envdAccessToken": sandbox.access_token,
             "domain": self._domain,
             "allowInternetAccess": sandbox.wanted.internet,
-            "lifecycle": {"onTimeout": "kill", "autoResume": False},
+            "lifecycle": {
+                "onTimeout": "pause" if sandbox.wanted.auto_pause else "kill",
+                "autoResume": sandbox.wanted.auto_resume,
+            },
         }
         live = self._sandboxes.live(sandbox.sandbox_id)
         if live is not None:
@@ -281,6 +299,28 @@ class RestApi:
         }
 
 
+def _as_wanted(template: BuiltTemplate, wish: requests.CreateRequest) -> tuple[Wanted, Recipe]:
+    """A request for a sandbox of a template, as the registry and the isolation need it."""
+    wanted = Wanted(
+        template_id=template.id,
+        alias=template.id,
+        timeout=wish.timeout,
+        fingerprint=wish.fingerprint,
+        idempotency_key=wish.idempotency_key,
+        limits=Limits(
+            cpus=template.cpus, memory=template.memory, disk=template.disk, shared_memory=template.shared_memory
+        ),
+        has_interpreter=template.has_interpreter,
+        metadata=wish.metadata,
+        envs=wish.envs,
+        auto_pause=wish.auto_pause,
+        auto_resume=wish.auto_resume,
+        internet=wish.network.internet,
+        network=wish.network.network,
+    )
+    return wanted, Recipe(layers=template.layers, envs=template.envs)
+
+
 def _listed(sandbox: Sandbox) -> JSON:
     wanted = sandbox.wanted
     return {
@@ -294,7 +334,7 @@ def _listed(sandbox: Sandbox) -> JSON:
         "cpuCount": _whole(wanted.limits.cpus),
         "memoryMB": wanted.limits.memory // MIB,
         "diskSizeMB": wanted.limits.disk // MIB,
-        "state": "running",
+        "state": SHOWN_AS[sandbox.state],
         "metadata": dict(wanted.metadata),
     }
 

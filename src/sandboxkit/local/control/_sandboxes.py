@@ -12,11 +12,8 @@ import errno
 import logging
 import os
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Protocol
 
 from starlette.datastructures import QueryParams
 
@@ -24,69 +21,15 @@ from sandboxkit.errors import SandboxkitError
 from sandboxkit.local._descriptors import are_short, means_exhausted
 from sandboxkit.local._log import log
 from sandboxkit.local._sandbox import SandboxSettings
+from sandboxkit.local.control._blanks import Blank, Blanks, box_spec, kind_of
+from sandboxkit.local.control._parts import Live, Recipe, Sample, Services
+from sandboxkit.local.control._pausing import go_on, stop
 from sandboxkit.local.control._refusals import Refused, no_such_sandbox
-from sandboxkit.local.control._registry import Make, Now, Page, Query, Registry, Sandbox, State, Wanted
-from sandboxkit.local.isolation._base import Agent, AgentLost, Box, BoxEnd, BoxSpec, Isolation, Layer, Usage
+from sandboxkit.local.control._registry import Due, Make, Now, Page, Query, Registry, Sandbox, State, Wanted
+from sandboxkit.local.isolation._base import AgentLost, Box, BoxEnd, Isolation
 
 SERVICE_CLOSE_TIMEOUT = 5.0
-SAMPLES_KEPT = 720
-
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-
-class Service(Protocol):
-    """An ASGI application for one sandbox."""
-
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None: ...
-
-    async def aclose(self) -> None:
-        """End its streams and processes. Idempotent."""
-
-
-class EnvdLike(Service, Protocol):
-    """The service of port 49983."""
-
-    def owns(self, query_params: QueryParams) -> bool:
-        """Say whether a signed URL of /files carries this sandbox's signature."""
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """How to make the services of a sandbox."""
-
-    envd: Callable[[Agent, SandboxSettings], EnvdLike]
-    interpreter: Callable[[Agent, SandboxSettings], Service]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """What a template contributes to a box."""
-
-    layers: tuple[Layer, ...] = ()
-    envs: Mapping[str, str] = field(default_factory=dict, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """What a sandbox used at one moment (Unix seconds)."""
-
-    at: float
-    usage: Usage
-    cpu_percent: float
-
-
-@dataclass(slots=True)
-class Live:
-    """A live sandbox's parts."""
-
-    settings: SandboxSettings
-    box: Box
-    envd: EnvdLike
-    interpreter: Service | None
-    samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=SAMPLES_KEPT))
-    last_cpu: tuple[float, float] = (0.0, 0.0)
-    """Monotonic time and CPU seconds at the last measurement."""
+PING_TIMEOUT = 2.0
 
 
 class Sandboxes:
@@ -100,21 +43,35 @@ class Sandboxes:
         services: Services,
         max_creating: int,
         create_timeout: float,
+        warm: int = 0,
     ) -> None:
         self._registry = registry
         self._isolation = isolation
         self._services = services
         self._turns = asyncio.Semaphore(max_creating)
         self._create_timeout = create_timeout
+        self._blanks = Blanks(
+            each_kind=warm, isolation=isolation, services=services, new_id=registry.unused_id, room=registry.room
+        )
         self._live: dict[str, Live] = {}
         self._making: dict[str, asyncio.Task[Sandbox]] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
+        self._stopping: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._timer: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to keep time."""
+        """Begin to keep time, and a stock of blank boxes."""
         self._timer = asyncio.create_task(self._keep_time(), name="expiry")
+        self._blanks.start()
+
+    def expect(self, wanted: Wanted, recipe: Recipe) -> None:
+        """Keep blank boxes for sandboxes like this one from now on, before the first is asked for."""
+        self._blanks.expect(kind_of(wanted, recipe))
+
+    def blanks(self) -> int:
+        """How many blank boxes are ready."""
+        return self._blanks.count()
 
     # -- lives ----------------------------------------------------------------------------------------------------
 
@@ -125,10 +82,14 @@ class Sandboxes:
             Refused: 409, 429, 503 as the registry says; 503 if it takes longer than `create_timeout` or no descriptors
                 are left; 500 if the box could not be made.
         """
-        decision = self._registry.create(wanted, _now())
+        # From here to `claim` nothing else runs: the blank that gives the id is the one that is claimed.
+        blank = self._blanks.next(kind_of(wanted, recipe))
+        decision = self._registry.create(wanted, _now(), sandbox_id=blank.sandbox_id if blank is not None else None)
         sandbox_id = decision.sandbox.sandbox_id
         if isinstance(decision, Make):
-            making = asyncio.create_task(self._make(decision.sandbox, recipe), name=f"make {sandbox_id}")
+            if blank is not None:
+                self._blanks.claim(blank)
+            making = asyncio.create_task(self._make(decision.sandbox, recipe, blank), name=f"make {sandbox_id}")
             self._making[sandbox_id] = making
             making.add_done_callback(lambda done: self._made(sandbox_id, done))
         elif (found := self._making.get(sandbox_id)) is not None:
@@ -143,17 +104,52 @@ class Sandboxes:
             raise
 
     async def kill(self, sandbox_id: str) -> None:
-        """Kill one, and return when nothing of it is left. Refused: 404, also for the second of two at once."""
+        """Kill one, paused or not, and return when nothing of it is left. Refused: 404, also for the second of two at
+        once."""
         self.get(sandbox_id)
         if self._registry.end(sandbox_id):
             await asyncio.shield(self._end(sandbox_id, "killed"))
 
+    async def pause(self, sandbox_id: str, *, require_healthy: bool = False) -> None:
+        """Stop all that runs in it, and return when nothing runs.
+
+        Raises:
+            Refused: 404, also where it ends meanwhile; 409 where it is paused already, or where `require_healthy` and
+                its agent does not answer.
+        """
+        if require_healthy:
+            await self._check_health(self.running(sandbox_id))
+        self._settle(sandbox_id)
+        self._registry.pause(sandbox_id, _now())
+        await asyncio.shield(self._stop(sandbox_id, "asked"))
+        self.get(sandbox_id)
+
+    async def connect(self, sandbox_id: str, seconds: int) -> tuple[Sandbox, bool]:
+        """Let it live at least `seconds` from now, and let it go on if it is paused; True if it was. Refused: 404."""
+        self._settle(sandbox_id)
+        sandbox = self.get(sandbox_id)
+        if sandbox.state is State.LIVE:
+            return self.extend(sandbox_id, seconds), False
+        live = self._live[sandbox_id]
+        async with live.turn:
+            if self.get(sandbox_id).state is State.LIVE:  # another one has resumed it
+                return self.extend(sandbox_id, seconds), False
+            try:
+                await go_on(live)
+            except AgentLost:
+                self.lost(sandbox_id)
+                raise no_such_sandbox(sandbox_id) from None
+            sandbox = self._registry.resumed(sandbox_id, seconds, _now())
+        self._changed.set()
+        log(logging.INFO, "sandbox.resumed", sandbox_id=sandbox_id, timeout=seconds)
+        return sandbox, True
+
     async def set_timeout(self, sandbox_id: str, seconds: int) -> None:
-        """Let it end `seconds` from now; 0 kills it before this returns. Refused: 404."""
+        """Let it end (or pause, as it was made) `seconds` from now; with 0, before this returns. Refused: 404."""
         self._registry.set_timeout(sandbox_id, seconds, _now())
         self._changed.set()
-        if seconds == 0 and self._registry.end(sandbox_id):
-            await asyncio.shield(self._end(sandbox_id, "expired"))
+        if seconds == 0 and (carried_out := self._settle(sandbox_id)) is not None:
+            await asyncio.shield(carried_out)
 
     def extend(self, sandbox_id: str, seconds: int) -> Sandbox:
         """Let it live at least `seconds` from now. Refused: 404."""
@@ -174,15 +170,20 @@ class Sandboxes:
             self._end(sandbox_id, "engine")
         for making in list(self._making.values()):
             making.cancel()
-        while tasks := [*self._making.values(), *self._ending.values()]:
+        await self._blanks.aclose()
+        while tasks := [*self._making.values(), *self._ending.values(), *self._stopping]:
             await asyncio.wait(tasks)
         await self._isolation.aclose()
 
     # -- looking --------------------------------------------------------------------------------------------------
 
     def get(self, sandbox_id: str) -> Sandbox:
-        """Return one that lives. Refused: 404."""
+        """Return one that lives or is paused. Refused: 404."""
         return self._registry.get(sandbox_id, _now())
+
+    def running(self, sandbox_id: str) -> Sandbox:
+        """Return one that lives. Refused: 404, also where it is paused."""
+        return self._registry.running(sandbox_id, _now())
 
     def page(self, query: Query) -> Page:
         """List those that live. Refused: 400 for a bad token."""
@@ -192,13 +193,20 @@ class Sandboxes:
         """Note what its owner says about the network. Refused: 404."""
         self._registry.set_network(sandbox_id, internet=internet, network=network, now=_now())
 
-    def live(self, sandbox_id: str) -> Live | None:
-        """Return a live one's parts."""
-        return self._live.get(sandbox_id)
+    async def for_traffic(self, sandbox_id: str, *, wakes: bool = True) -> Live | None:
+        """Return the parts of one that lives; resume it first where it is paused and its creator wanted that."""
+        try:
+            sandbox = self.get(sandbox_id)
+            if sandbox.state is State.PAUSED and sandbox.wanted.auto_resume and wakes:
+                sandbox, _ = await self.connect(sandbox_id, sandbox.wanted.timeout)
+        except Refused:
+            return None
+        return self._live.get(sandbox_id) if sandbox.state is State.LIVE else None
 
-    def owner_of(self, query_params: QueryParams) -> Live | None:
+    def owner_of(self, query_params: QueryParams) -> str | None:
         """Find the sandbox whose signature a URL of /files carries."""
-        return next((live for live in self._live.values() if live.envd.owns(query_params)), None)
+        found = (sandbox_id for sandbox_id, live in self._live.items() if live.envd.owns(query_params))
+        return next(found, None)
 
     async def measure(self, sandbox_id: str) -> list[Sample]:
         """Measure what it uses now, and return that after what was measured before. Refused: 404."""
@@ -220,20 +228,24 @@ class Sandboxes:
 
     # -- doing ----------------------------------------------------------------------------------------------------
 
-    async def _make(self, sandbox: Sandbox, recipe: Recipe) -> Sandbox:
+    async def _make(self, sandbox: Sandbox, recipe: Recipe, blank: Blank | None) -> Sandbox:
         started = time.monotonic()
         sandbox_id, wanted = sandbox.sandbox_id, sandbox.wanted
-        spec = BoxSpec(box_id=sandbox_id, layers=recipe.layers, limits=wanted.limits)
-        box: Box | None = None
+        box = blank.box if blank is not None else None
         try:
-            async with asyncio.timeout(self._create_timeout), self._turns:
-                if are_short():
-                    # Before anything is begun: the sandboxes that are there need what is left.
-                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-                box = await self._isolation.create(spec)
-            live = self._furnish(sandbox, recipe, box)
+            live = await self._from_blank(sandbox, recipe, blank) if blank is not None else None
+            if live is None:
+                box = None
+                async with asyncio.timeout(self._create_timeout), self._turns:
+                    if are_short():
+                        # Before anything is begun: the sandboxes that are there need what is left.
+                        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+                    box = await self._isolation.create(box_spec(sandbox_id, wanted, recipe))
+                live = self._furnish(sandbox, recipe, box)
         except BaseException as error:
-            if box is not None:
+            if blank is not None and box is blank.box:
+                await asyncio.shield(self._blanks.discard(blank))
+            elif box is not None:
                 await asyncio.shield(box.kill())
             self._registry.failed(sandbox_id)
             if isinstance(error, asyncio.CancelledError):
@@ -253,7 +265,7 @@ class Sandboxes:
         if made.state is State.ENDING:
             await asyncio.shield(self._end(sandbox_id, "engine"))
             raise Refused(503, "The engine is shutting down", error_code="engine_closing", retry=False)
-        box.ended.add_done_callback(lambda ended: self._box_ended(sandbox_id, ended))
+        live.box.ended.add_done_callback(lambda ended: self._box_ended(sandbox_id, ended))
         self._changed.set()
         log(
             logging.INFO,
@@ -261,11 +273,22 @@ class Sandboxes:
             sandbox_id=sandbox_id,
             template=wanted.template_id,
             timeout=wanted.timeout,
+            from_blank=blank is not None and live.box is blank.box,
             duration=time.monotonic() - started,
         )
         return made
 
-    def _furnish(self, sandbox: Sandbox, recipe: Recipe, box: Box) -> Live:
+    async def _from_blank(self, sandbox: Sandbox, recipe: Recipe, blank: Blank) -> Live | None:
+        """Make a claimed blank the sandbox's own; None where it is lost: nothing of it is left then."""
+        try:
+            async with asyncio.timeout(PING_TIMEOUT):
+                await blank.box.agent.ping()
+        except (AgentLost, TimeoutError):
+            await asyncio.shield(self._blanks.discard(blank))
+            return None
+        return self._furnish(sandbox, recipe, blank.box, blank)
+
+    def _furnish(self, sandbox: Sandbox, recipe: Recipe, box: Box, blank: Blank | None = None) -> Live:
         wanted = sandbox.wanted
         settings = SandboxSettings(
             sandbox_id=sandbox.sandbox_id,
@@ -274,11 +297,16 @@ class Sandboxes:
             envs={**recipe.envs, **wanted.envs},
             has_interpreter=wanted.has_interpreter,
         )
+        interpreter = blank.interpreter if blank is not None else None
+        if interpreter is not None:
+            interpreter.adopt(settings)
+        elif wanted.has_interpreter:
+            interpreter = self._services.interpreter(box.agent, settings)
         return Live(
             settings=settings,
             box=box,
             envd=self._services.envd(box.agent, settings),
-            interpreter=self._services.interpreter(box.agent, settings) if wanted.has_interpreter else None,
+            interpreter=interpreter,
             last_cpu=(time.monotonic(), 0.0),
         )
 
@@ -286,6 +314,57 @@ class Sandboxes:
         del self._making[sandbox_id]
         if not done.cancelled():
             done.exception()  # the client may have gone; it has been logged
+
+    def _settle(self, sandbox_id: str) -> asyncio.Task[None] | None:
+        """Carry out what is due of one sandbox now, rather than when the timer comes to it."""
+        return next((self._carry_out(due) for due in self._registry.due_one(sandbox_id, _now())), None)
+
+    def _carry_out(self, due: Due) -> asyncio.Task[None]:
+        if due.action == "end":
+            return self._end(due.sandbox_id, "expired")
+        return self._stop(due.sandbox_id, "expired")
+
+    def _stop(self, sandbox_id: str, reason: str) -> asyncio.Task[None]:
+        """Carry out a pause that the registry has granted."""
+        task = asyncio.create_task(self._stop_now(sandbox_id, reason), name=f"pause {sandbox_id}")
+        self._stopping.add(task)
+        task.add_done_callback(self._stopping.discard)
+        return task
+
+    async def _stop_now(self, sandbox_id: str, reason: str) -> None:
+        started = time.monotonic()
+        live = self._live.get(sandbox_id)
+        if live is None:
+            return  # killed already
+        async with live.turn:
+            try:
+                if self.get(sandbox_id).state is not State.PAUSED:
+                    return  # resumed already
+                await stop(live)
+            except Refused:
+                return  # killed meanwhile
+            except (AgentLost, TimeoutError) as error:
+                log(logging.ERROR, "sandbox.pause_failed", sandbox_id=sandbox_id, error=type(error).__name__)
+                self.lost(sandbox_id)
+                return
+        log(
+            logging.INFO,
+            "sandbox.paused",
+            sandbox_id=sandbox_id,
+            reason=reason,
+            duration=time.monotonic() - started,
+        )
+
+    async def _check_health(self, sandbox: Sandbox) -> None:
+        try:
+            async with asyncio.timeout(PING_TIMEOUT):
+                await self._live[sandbox.sandbox_id].box.agent.ping()
+        except (TimeoutError, AgentLost):
+            raise Refused(
+                409,
+                f"The agent of sandbox {sandbox.sandbox_id!r} does not answer, so it was not paused",
+                error_code="sandbox_snapshot_guest_agent_unresponsive",
+            ) from None
 
     def _box_ended(self, sandbox_id: str, ended: asyncio.Future[BoxEnd]) -> None:
         if not ended.cancelled() and self._registry.end(sandbox_id):
@@ -326,8 +405,8 @@ class Sandboxes:
     async def _keep_time(self) -> None:
         while True:
             self._changed.clear()
-            for sandbox_id in self._registry.due(_now()):
-                self._end(sandbox_id, "expired")
+            for due in self._registry.due(_now()):
+                self._carry_out(due)
             deadline = self._registry.next_deadline()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic())):

@@ -20,13 +20,18 @@ from sandboxkit.local import _answers as answers
 from sandboxkit.local._descriptors import means_exhausted
 from sandboxkit.local._log import log
 from sandboxkit.local._sandbox import ENVD_PORT, INTERPRETER_PORT
-from sandboxkit.local.control._sandboxes import Live, Receive, Sandboxes, Send
+from sandboxkit.local.control._parts import Live, Receive, Send
+from sandboxkit.local.control._sandboxes import Sandboxes
 from sandboxkit.local.gateway._routes import Denied, ToControl, ToSandbox, ToSignature, route
 from sandboxkit.local.isolation._base import AgentLost
 
 PING_TIMEOUT = 2.0
 
 Scope = MutableMapping[str, Any]
+
+
+class Paused(Exception):
+    """The sandbox was paused while it answered."""
 
 
 class Gateway:
@@ -62,12 +67,15 @@ class Gateway:
                     await self._rest(scope, receive, watched)
                 case ToSandbox():
                     sandbox_id = meant.sandbox_id
-                    await (await self._to_sandbox(meant, scope["path"]))(scope, receive, watched)
+                    await self._to_sandbox(meant, scope, receive, watched)
                 case ToSignature():
-                    await self._to_signer(scope)(scope, receive, watched)
+                    await self._to_signer(scope, receive, watched)
         except AgentLost:
             if sandbox_id is not None:
                 self._sandboxes.lost(sandbox_id)
+            if not started:
+                await answers.sandbox_not_found(sandbox_id or "")(scope, receive, send)
+        except Paused:
             if not started:
                 await answers.sandbox_not_found(sandbox_id or "")(scope, receive, send)
         except ClientDisconnect:
@@ -111,24 +119,36 @@ class Gateway:
             any_address=self._any_address,
         )
 
-    async def _to_sandbox(self, meant: ToSandbox, path: str) -> ASGIApp:
-        live = self._sandboxes.live(meant.sandbox_id)
+    async def _to_sandbox(self, meant: ToSandbox, scope: Scope, receive: Receive, send: Send) -> None:
+        asks_for_health = meant.port == ENVD_PORT and scope["path"] == "/health"
+        # Who only asks whether it runs does not want to wake it.
+        live = await self._sandboxes.for_traffic(meant.sandbox_id, wakes=not asks_for_health)
         if live is None:
-            return answers.sandbox_not_found(meant.sandbox_id)
-        if meant.port == ENVD_PORT and path == "/health":
-            # Clients ask this when a stream broke off, to learn whether the sandbox is gone. The stream of a lost one
-            # breaks off before its box has ended, so ask the agent. One that is only slow is alive.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PING_TIMEOUT):
-                    await live.box.agent.ping()
-        return _service(live, meant.port) or answers.port_not_open(meant.sandbox_id, meant.port)
+            await answers.sandbox_not_found(meant.sandbox_id)(scope, receive, send)
+            return
+        with live.answering():
+            try:
+                if asks_for_health:
+                    # Clients ask this when a stream broke off, to learn whether the sandbox is gone. The stream of a
+                    # lost one breaks off before its box has ended, so ask the agent. One that is only slow is alive.
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(PING_TIMEOUT):
+                            await live.box.agent.ping()
+                service = _service(live, meant.port) or answers.port_not_open(meant.sandbox_id, meant.port)
+                await service(scope, receive, send)
+            except asyncio.CancelledError:
+                if not live.was_cut():
+                    raise
+                raise Paused from None
 
-    def _to_signer(self, scope: Scope) -> ASGIApp:
+    async def _to_signer(self, scope: Scope, receive: Receive, send: Send) -> None:
         owner = self._sandboxes.owner_of(QueryParams(scope["query_string"]))
         if owner is None:
             # The same answer for a wrong signature and for a sandbox that is gone: a signature is all there is.
-            return answers.error(401, "invalid signature", error_code="unauthorized")
-        return owner.envd
+            refusal = answers.error(401, "invalid signature", error_code="unauthorized")
+            await refusal(scope, receive, send)
+            return
+        await self._to_sandbox(ToSandbox(owner, ENVD_PORT), scope, receive, send)
 
 
 def _service(live: Live, port: int) -> ASGIApp | None:

@@ -40,6 +40,9 @@ ATTEMPTS = (Attempt(False, 1.0), Attempt(True, 2.0), Attempt(True, 2.0))
 """SIGINT to the kernel alone at first, so that servers which earlier cells started go on; then to its children too.
 A kernel that does not come back within the sum of these, in seconds, is restarted."""
 
+AT_START_ONLY = ("PYTHON", "LD_", "LC_", "LANG", "TZ", "MALLOC_", "GLIBC_", "GCONV_", "IPYTHON", "MPL")
+"""How the names of variables begin that a running interpreter no longer heeds."""
+
 Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 
@@ -56,6 +59,9 @@ class Context:
         self._lock = asyncio.Lock()
         self._kernel: asyncio.Task[Kernel] | None = None
         self._removed = False
+        self._awake = asyncio.Event()
+        self._awake.set()
+        self._pauses = 0
 
     def describe(self) -> dict[str, str]:
         """What the API says of it."""
@@ -71,6 +77,30 @@ class Context:
             starting.add_done_callback(lambda task: task.cancelled() or task.exception())
             self._kernel = starting
         return self._kernel
+
+    def pause(self) -> None:
+        """The box is being stopped: a cell that runs is not to be ended for want of its client."""
+        self._awake.clear()
+        self._pauses += 1
+
+    def resume(self) -> None:
+        """The box goes on."""
+        self._awake.set()
+
+    def adopt(self, envs: Mapping[str, str]) -> None:
+        """Have this environment from now on, before any code was run."""
+        changed = {name: value for name, value in envs.items() if self._envs.get(name) != value}
+        is_less = bool(self._envs.keys() - envs.keys())
+        self._envs = envs
+        if not changed and not is_less:
+            return
+        kernel = _kernel_of(self._kernel)
+        if kernel is None or is_less or any(name.startswith(AT_START_ONLY) for name in changed):
+            old, self._kernel = self._kernel, None
+            self.start()
+            self._spawn(self._dismiss(old))
+        else:
+            kernel.adopt(changed)
 
     # -- running --------------------------------------------------------------------------------------------------
 
@@ -127,7 +157,8 @@ class Context:
             finally:
                 if cell.ended is None and cell.gone is None:
                     release = False
-                    self._spawn(self._take_back(kernel))
+                    # Cut off by a pause, it goes on unheard; else its client has left, and wants it no more.
+                    self._spawn(self._take_back(kernel) if self._awake.is_set() else self._let_end(kernel))
                 else:
                     kernel.rest()
             if cell.gone is not None:
@@ -148,8 +179,7 @@ class Context:
         """Interrupt a cell whose client has gone, and let the next one have the kernel, or a new one."""
         try:
             for attempt in ATTEMPTS:
-                await kernel.interrupt(self._agent, group=attempt.group)
-                if await _is_over_within(kernel, attempt.patience):
+                if await self._interrupted(kernel, attempt):
                     break
             else:
                 log.warning("kernel did not stop when interrupted; restarting it", extra={"context": self.id})
@@ -160,6 +190,28 @@ class Context:
                 kernel.rest()
         except AgentLost:
             kernel.close()
+        finally:
+            self._lock.release()
+
+    async def _interrupted(self, kernel: Kernel, attempt: Attempt) -> bool:
+        """Whether one interrupt ends the cell in time; the time of a pause does not count."""
+        while True:
+            pauses = self._pauses
+            await kernel.interrupt(self._agent, group=attempt.group)
+            if await _is_over_within(kernel, attempt.patience):
+                return True
+            if pauses == self._pauses:
+                return False
+            await self._awake.wait()
+
+    async def _let_end(self, kernel: Kernel) -> None:
+        """Let a cell whose client was cut off come to its end; its output is lost."""
+        try:
+            await _is_over_within(kernel, None)
+            if kernel.gone is not None:
+                self._replace(kernel)
+            else:
+                kernel.rest()
         finally:
             self._lock.release()
 
@@ -224,7 +276,7 @@ class Context:
             kernel.close()
 
 
-async def _is_over_within(kernel: Kernel, patience: float) -> bool:
+async def _is_over_within(kernel: Kernel, patience: float | None) -> bool:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(patience):
             while True:

@@ -8,6 +8,8 @@ where the head is a JSON object of at most 64 KiB and the body at most 64 MiB. T
 
     {"op": "execute", "cell": N}      body: {"code": text, "envs": {name: value}} as JSON
 
+    {"op": "adopt"}                   body: {"envs": {name: value}}: the kernel's own environment from now on
+
 with N counting up, one cell at a time, and the kernel answers, for that N,
 
     {"op": "ready"}                                 once, before anything else
@@ -42,7 +44,11 @@ MAX_COUNT = 2**53
 
 
 class FrameError(Exception):
-    """The other side does not keep to the wire's rules."""
+    """The other side does not keep to the wire's rules; `before` came whole in the same piece."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.before: list[Message] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,11 @@ def execute(cell: int, code: str, envs: Mapping[str, str]) -> bytes:
     return frame({"op": "execute", "cell": cell}, json.dumps({"code": code, "envs": dict(envs)}).encode())
 
 
+def adopt(envs: Mapping[str, str]) -> bytes:
+    """The frame that adds to the kernel's environment; it has no answer."""
+    return frame({"op": "adopt"}, json.dumps({"envs": dict(envs)}).encode())
+
+
 def frame(head: Mapping[str, Any], body: bytes = b"") -> bytes:
     """One frame.
 
@@ -114,6 +125,14 @@ class Decoder:
         """
         self._received += data
         messages: list[Message] = []
+        try:
+            self._take_whole(messages)
+        except FrameError as error:
+            error.before = messages
+            raise
+        return messages
+
+    def _take_whole(self, messages: list[Message]) -> None:
         start = 0
         while len(self._received) - start >= LENGTHS.size:
             head_size, body_size = LENGTHS.unpack_from(self._received, start)
@@ -127,7 +146,6 @@ class Decoder:
             messages.append(_message(head, bytes(self._received[middle:end])))
             start = end
         del self._received[:start]
-        return messages
 
 
 def _message(encoded: bytes, body: bytes) -> Message:

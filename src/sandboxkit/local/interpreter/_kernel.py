@@ -19,7 +19,7 @@ import termios
 from collections.abc import Mapping
 
 from sandboxkit.local.interpreter._events import Gone, Item, Printed, Stream
-from sandboxkit.local.interpreter._frames import Decoder, FrameError, Ready, Shown, execute
+from sandboxkit.local.interpreter._frames import Began, Decoder, FrameError, Ready, Shown, adopt, execute
 from sandboxkit.local.isolation._base import ENV_PYTHON, PREFIX, Agent, AgentLost, ExitStatus, Process
 
 KERNEL = f"{PREFIX}/agent/kernel.py"
@@ -63,6 +63,10 @@ class Kernel:
         self._sending: asyncio.Task[None] | None = None
         self.gone: Gone | None = None
         """Set once nothing more can come from it."""
+        self._has_begun = True
+        """Whether the kernel has said that it runs the last cell."""
+        self._first = b""
+        """What is to be sent before the next cell."""
         self.cell = 0
         """The number of the last cell that was sent."""
         self._resume()
@@ -125,16 +129,22 @@ class Kernel:
 
     # -- a cell ---------------------------------------------------------------------------------------------------
 
+    def adopt(self, envs: Mapping[str, str]) -> None:
+        """Have these variables in its environment, beside those that it has, from the next cell on."""
+        self._first += adopt(envs)
+
     def execute(self, code: str, envs: Mapping[str, str]) -> int:
         """Send a cell and return its number. Once the kernel is gone, the items say so."""
         self.cell += 1
         self._listening = True
+        self._has_begun = False
         self._forget_items()
         if self.gone is not None:
             self._add(self.gone, 0)
             return self.cell
         # A task, because a frame that was begun must be finished, whoever waits for the cell.
-        sending = self._loop.create_task(self._loop.sock_sendall(self._socket, execute(self.cell, code, envs)))
+        frames, self._first = self._first + execute(self.cell, code, envs), b""
+        sending = self._loop.create_task(self._loop.sock_sendall(self._socket, frames))
         sending.add_done_callback(lambda task: task.cancelled() or task.exception())
         self._sending = sending
         return self.cell
@@ -234,6 +244,9 @@ class Kernel:
             self._loop.remove_reader(self._socket)
 
     def _read_pipe(self, stream: Stream) -> None:
+        if not self._has_begun and self.gone is None:
+            # It said so before it printed this, and so does the client expect it.
+            self._read_socket()
         descriptor = self._pipes.get(stream)
         if descriptor is not None and self._read_some(stream, descriptor, CHUNK) == 0:
             # Closed by everybody inside.
@@ -266,18 +279,20 @@ class Kernel:
             return
         except ConnectionError:
             data = b""
+        broken = ""
         try:
             messages = self._decoder.feed(data)
         except FrameError as error:
-            self._read_pipes_now()
-            self._lost(Gone(str(error)))
-            return
-        if messages or not data:
+            messages, broken = error.before, str(error)
+        if messages and isinstance(messages[0], Began):
+            self._has_begun = True
+            self._add(messages.pop(0), 0)
+        if messages or broken or not data:
             self._read_pipes_now()
         for message in messages:
             self._add(message, len(message.fields) if isinstance(message, Shown) else 0)
-        if not data:
-            self._lost(Gone())
+        if broken or not data:
+            self._lost(Gone(broken))
 
     def _lost(self, gone: Gone) -> None:
         self._loop.remove_reader(self._socket)

@@ -58,6 +58,24 @@ class InterpreterService:
         self._default: Context | None = None
         self._default_context().start()
 
+    def pause(self) -> None:
+        """Be ready for the box to be stopped: cells that run go on after it, though their clients are cut off now."""
+        for context in self._contexts.values():
+            context.pause()
+
+    def resume(self) -> None:
+        """The box goes on."""
+        for context in self._contexts.values():
+            context.resume()
+
+    def adopt(self, settings: SandboxSettings) -> None:
+        """Take over another sandbox's settings, before any code was run: the kernel that runs is given its environment,
+        or, where that holds what an interpreter reads at its start only, replaced."""
+        self._settings = settings
+        envs = settings.base_environment()
+        for context in self._contexts.values():
+            context.adopt(envs)
+
     async def aclose(self) -> None:
         """Let go of everything; the box is expected to end next. Idempotent."""
         contexts, self._contexts, self._default = list(self._contexts.values()), {}, None

@@ -232,6 +232,14 @@ class Box(Protocol):
         """End it, and return when no process, mount, cgroup, directory or descriptor of it is left. Idempotent, and
         finishes even if the caller is cancelled."""
 
+    async def pause(self) -> None:
+        """Stop every process in it, the agent too, and return when none runs. Idempotent. Its memory stays where it is;
+        what is asked of the agent meanwhile waits. AgentLost if it has ended, TimeoutError if a process cannot be
+        stopped: all go on then."""
+
+    async def resume(self) -> None:
+        """Let everything go on. Idempotent. AgentLost if it has ended."""
+
     async def usage(self) -> Usage:
         """Measure."""
 

@@ -27,10 +27,13 @@ from sandboxkit.local.isolation._base import AgentError, AgentLost, BoxEnd, BoxS
 from sandboxkit.local.isolation._limits import Cgroup, inside_limits, report
 from sandboxkit.local.isolation._link import AgentLink
 from sandboxkit.local.isolation._processes import processes_of, usage_of
+from sandboxkit.local.isolation._stopping import Stopper
 
 START_WITHIN = 20.0
 """Seconds from bubblewrap's start to the agent's first answer."""
 KNOWN_WITHIN = 2.0
+PAUSED_WITHIN = 5.0
+PAUSE_POLL = 0.0003
 ERRORS_KEPT = 4096
 CHILD_PID = re.compile(rb'"child-pid": ?([1-9][0-9]{0,9})[,\s}]')
 
@@ -62,6 +65,8 @@ class BubblewrapBox:
         self._told = b""
         self._mounted = False
         self._ending: asyncio.Task[None] | None = None
+        self._stopper = Stopper()
+        self._is_paused = False
 
     @property
     def init_pid(self) -> int:
@@ -255,6 +260,39 @@ class BubblewrapBox:
         self._on_ended(self.box_id)
         assert self._end is not None
         self.ended.set_result(self._end)
+
+    # -- pausing -------------------------------------------------------------------------------------------------
+
+    async def pause(self) -> None:
+        """Stop every process; see `_base.Box.pause`."""
+        self._must_live()
+        if self._is_paused:
+            return
+        self.agent.hold()
+        try:
+            async with asyncio.timeout(PAUSED_WITHIN):
+                while not self._stopper.stop(self._init):
+                    await asyncio.sleep(PAUSE_POLL)
+                    self._must_live()
+        except BaseException:
+            self._go_on()
+            raise
+        self._is_paused = True
+
+    async def resume(self) -> None:
+        """Let everything go on; see `_base.Box.resume`."""
+        self._must_live()
+        self._go_on()
+
+    def _must_live(self) -> None:
+        if self._ending is not None or not self._init:
+            raise AgentLost("the sandbox has ended")
+
+    def _go_on(self) -> None:
+        """Let everything go on, also in the middle of stopping or of ending."""
+        self._is_paused = False
+        self._stopper.go_on()
+        self.agent.release()
 
     # -- measuring -----------------------------------------------------------------------------------------------
 

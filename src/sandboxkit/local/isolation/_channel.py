@@ -55,6 +55,7 @@ class _Request:
 
     kind: int
     future: asyncio.Future[tuple[list[bytes], list[int]]]
+    within: float = ANSWER_WITHIN
     deadline: asyncio.TimerHandle | None = None
     body: bytearray = field(default_factory=bytearray)
 
@@ -78,7 +79,22 @@ class Channel:
         self._unsent: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._unsent_bytes = 0
         self._lost: str | None = None
+        self._is_held = False
         self._loop.add_reader(sock.fileno(), self._readable)
+
+    def hold(self) -> None:
+        """The agent is being stopped: from now on an answer has all the time there is. Idempotent."""
+        self._is_held = True
+        for request in self._requests.values():
+            if request.deadline is not None:
+                request.deadline.cancel()
+
+    def release(self) -> None:
+        """The agent goes on: every answer that is due gets its whole time again. Idempotent."""
+        if self._is_held and self._lost is None:
+            self._is_held = False
+            for number, request in self._requests.items():
+                self._arm(number, request)
 
     def close(self) -> None:
         """Let go of the socket; what still waits gets AgentLost. Idempotent; does not call `on_lost`."""
@@ -110,11 +126,11 @@ class Channel:
             raise AgentError(errno.EAGAIN, "too many requests to this sandbox are waiting")
         kept = _duplicates(fds)
         number = self._take_number()
-        request = _Request(kind, self._loop.create_future())
+        request = _Request(kind, self._loop.create_future(), within)
         self._requests[number] = request
         if status is not None:
             self._running[number] = status
-        request.deadline = self._loop.call_later(within, self._late, number)
+        self._arm(number, request)
         self._send(number, kind, payload, kept)
         try:
             told, got = await request.future
@@ -141,6 +157,10 @@ class Channel:
         status.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be waiting
         told, got = await self.ask(wire.SPAWN, fields, fds=fds, takes=takes, descriptors=descriptors, status=status)
         return told, got, status
+
+    def _arm(self, number: int, request: _Request) -> None:
+        if not self._is_held:
+            request.deadline = self._loop.call_later(request.within, self._late, number)
 
     def _take_number(self) -> int:
         """The next request number that is in no use: programs keep theirs for as long as they run."""
@@ -172,7 +192,8 @@ class Channel:
         if request.kind == wire.DIAL and not request.future.done():
             request.future.set_exception(AgentError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
             self._send(number, wire.CANCEL, wire.pack([number]), ())
-            request.deadline = self._loop.call_later(ANSWER_WITHIN, self._late, number)
+            request.within = ANSWER_WITHIN
+            self._arm(number, request)
             return
         self._end("the agent did not answer in time", tell=True)
 
@@ -291,7 +312,7 @@ class Channel:
         request = _Request(wire.SIGNAL, self._loop.create_future())
         request.future.cancel()
         self._requests[number] = request
-        request.deadline = self._loop.call_later(ANSWER_WITHIN, self._late, number)
+        self._arm(number, request)
         self._send(number, wire.SIGNAL, wire.pack([pid, 9, 1]), ())
 
     def _exited(self, number: int, piece: bytes, flags: int, fds: list[int]) -> None:

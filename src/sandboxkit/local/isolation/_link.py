@@ -152,6 +152,14 @@ class AgentLink:
         """Return once the agent has answered."""
         await self._channel.ask(wire.PING, [])
 
+    def hold(self) -> None:
+        """Expect no answers until `release`: the box is being stopped. Idempotent."""
+        self._channel.hold()
+
+    def release(self) -> None:
+        """Expect answers again. Idempotent."""
+        self._channel.release()
+
     def close(self) -> None:
         """Let go of the socket; what still waits gets AgentLost. Idempotent; does not call `on_lost`."""
         self._channel.close()

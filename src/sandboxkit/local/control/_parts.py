@@ -1,0 +1,112 @@
+"""What a live sandbox is made of, and how its services are made: values and Protocols shared by control's shells."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from starlette.datastructures import QueryParams
+
+from sandboxkit.local._sandbox import SandboxSettings
+from sandboxkit.local.isolation._base import Agent, Box, Layer, Usage
+
+SAMPLES_KEPT = 720
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class Service(Protocol):
+    """An ASGI application for one sandbox."""
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None: ...
+
+    async def aclose(self) -> None:
+        """End its streams and processes. Idempotent."""
+
+
+class EnvdLike(Service, Protocol):
+    """The service of port 49983."""
+
+    def owns(self, query_params: QueryParams) -> bool:
+        """Say whether a signed URL of /files carries this sandbox's signature."""
+
+
+class InterpreterLike(Service, Protocol):
+    """The service of port 49999."""
+
+    def pause(self) -> None:
+        """Be ready for the box to be stopped: what runs is to go on after it, though its client is cut off now."""
+
+    def resume(self) -> None:
+        """The box goes on."""
+
+    def adopt(self, settings: SandboxSettings) -> None:
+        """Take over another sandbox's settings, before any code was run: what was started before is now its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """How to make the services of a sandbox."""
+
+    envd: Callable[[Agent, SandboxSettings], EnvdLike]
+    interpreter: Callable[[Agent, SandboxSettings], InterpreterLike]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What a template contributes to a box."""
+
+    layers: tuple[Layer, ...] = ()
+    envs: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a sandbox used at one moment (Unix seconds)."""
+
+    at: float
+    usage: Usage
+    cpu_percent: float
+
+
+@dataclass(slots=True)
+class Live:
+    """A live sandbox's parts."""
+
+    settings: SandboxSettings
+    box: Box
+    envd: EnvdLike
+    interpreter: InterpreterLike | None
+    samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=SAMPLES_KEPT))
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by who stops its processes, or lets them go on."""
+    requests: set[asyncio.Task[Any]] = field(default_factory=set)
+    """Those that are being answered by its services."""
+    cut: set[asyncio.Task[Any]] = field(default_factory=set)
+    """Those of them that were cancelled because it was paused."""
+    last_cpu: tuple[float, float] = (0.0, 0.0)
+    """Monotonic time and CPU seconds at the last measurement."""
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """Note that the current task answers a request; it is cut off when the sandbox is paused."""
+        task = asyncio.current_task()
+        assert task is not None
+        self.requests.add(task)
+        try:
+            yield
+        finally:
+            self.requests.discard(task)
+
+    def was_cut(self) -> bool:
+        """Whether the current task was cancelled by a pause, and not by anybody else; answers once."""
+        task = asyncio.current_task()
+        if task is None or task not in self.cut:
+            return False
+        self.cut.discard(task)
+        return task.uncancel() == 0
