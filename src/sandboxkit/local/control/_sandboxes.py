@@ -203,6 +203,10 @@ class Sandboxes:
             return None
         return self._live.get(sandbox_id) if sandbox.state is State.LIVE else None
 
+    def live(self, sandbox_id: str) -> Live | None:
+        """Return the parts of one that is there, paused or not."""
+        return self._live.get(sandbox_id)
+
     def owner_of(self, query_params: QueryParams) -> str | None:
         """Find the sandbox whose signature a URL of /files carries."""
         found = (sandbox_id for sandbox_id, live in self._live.items() if live.envd.owns(query_params))
