@@ -224,9 +224,11 @@ class TemplateNotFound(SandboxkitError, LookupError):
 
 
 class TemplateNotBuilt(SandboxkitError):
-    """The template is known but not built on this machine. The message names the command that builds it."""
+    """The template is known but not built on this machine, or damaged (`is_damaged`). The message names the command
+    that builds it."""
 
     code = "template_not_built"
+    is_damaged: bool = False
 
 
 class TemplateBuildFailed(SandboxkitError):

@@ -120,26 +120,62 @@ def test_memory_hog(box_runner: Any, ordinary: bool, code: str) -> None:
     assert got["other"] == ["fine\n"]
 
 
-@BOTH
-@pytest.mark.parametrize("path", ["/home/user/big", "/tmp/big", "/dev/shm/big"])
-def test_disk_filler(box_runner: Any, ordinary: bool, path: str) -> None:
-    """Every writable place ends with ENOSPC at the box's own size."""
-    got = box_runner(take_all, code=DISK.format(path=path), as_ordinary_user=ordinary)
-    number, written = map(int, got["result"][2].split())
+async def fill_and_free(isolation: Any, code: str, free: str, write: str) -> Any:
+    """Fill a fresh box while another one writes; then see what the full box can do, before and after it is freed."""
+    import asyncio
+
+    from box_tools import python, run, small
+
+    greedy, other = await isolation.create(small("greedy")), await isolation.create(small("other"))
+    running = asyncio.ensure_future(python(greedy, code))
+    meanwhile = []
+    while not running.done() or not meanwhile:
+        meanwhile.append((await run(other, ["sh", "-c", "echo fine > note && cat note && rm note"])).output)
+        await asyncio.sleep(0.02)
+    filled = (await running).output
+    alive = (await run(greedy, ["echo", "alive"])).output
+    full = (await run(greedy, ["sh", "-c", write])).output
+    await run(greedy, ["sh", "-c", free])
+    return {
+        "filled": filled,
+        "alive": alive,
+        "full": full,
+        "freed": (await run(greedy, ["sh", "-c", write])).output,
+        "ended": greedy.ended.done(),
+        "other": sorted(set(meanwhile)),
+    }
+
+
+def check_filled(got: Any, *, most: int) -> None:
+    """ENOSPC within the limit; the box answers, writes nothing while it is full, and writes again once freed."""
+    number, took = map(int, got["filled"].split())
     assert number == 28
-    assert written <= 64
+    assert 0 < took <= most
     assert got["alive"] == "alive\n"
+    assert "No space left on device" in got["full"]
+    assert got["freed"] == "written\n"
+    assert not got["ended"]
     assert got["other"] == ["fine\n"]
 
 
 @BOTH
+@pytest.mark.parametrize("path", ["/home/user/big", "/tmp/big", "/dev/shm/big"])
+def test_disk_filler(box_runner: Any, ordinary: bool, path: str) -> None:
+    """Every writable place ends with ENOSPC at the box's own size; once the file is removed there is room again."""
+    write = f"head -c 65536 /dev/zero > {path}2 && echo written"
+    got = box_runner(
+        fill_and_free, code=DISK.format(path=path), free=f"rm {path}*", write=write, as_ordinary_user=ordinary
+    )
+    check_filled(got, most=64)
+
+
+@BOTH
 def test_inode_filler(box_runner: Any, ordinary: bool) -> None:
-    """Empty files are bounded, too: they would eat the kernel's memory."""
-    got = box_runner(take_all, code=INODES, as_ordinary_user=ordinary)
-    number, made = map(int, got["result"][2].split())
-    assert number == 28
-    assert made < 2000
-    assert got["alive"] == "alive\n"
+    """Empty files are bounded, too: they would eat the kernel's memory; once they are removed there is room again."""
+    write = "echo written > note && cat note"
+    free = "find /home/user -name 'f*' -delete"
+    got = box_runner(fill_and_free, code=INODES, free=free, write=write, as_ordinary_user=ordinary)
+    check_filled(got, most=2000)
 
 
 async def spin(isolation: Any) -> Any:

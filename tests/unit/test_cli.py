@@ -189,6 +189,33 @@ def test_doctor_names_the_command_that_builds(tmp_path: Path) -> None:
     assert lines["code-interpreter-v1"]["fix"] == "sandboxkit templates build code-interpreter-v1"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the engine runs on Linux")
+@pytest.mark.slow
+@pytest.mark.parametrize("at_a_glance", [True, False])
+def test_doctor_sees_a_damaged_template(tmp_path: Path, at_a_glance: bool) -> None:
+    """A template that is not as it was built is a failure, with the command that builds it again."""
+    from sandboxkit.local.images import _manifest
+    from sandboxkit.local.images._definition import definition
+
+    found = definition("code-interpreter-v1")
+    assert found is not None
+    layer = tmp_path / "layers" / found.layer_name
+    packages = layer / "lib" / "python3.11" / "site-packages"
+    for path in (packages / "IPython" / "__init__.py", packages / "more.py", layer / "bin" / "python3"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (layer / "pyvenv.cfg").touch()
+    _manifest.write(layer)
+    assert examine(SANDBOXKIT_HOME=str(tmp_path))[1]["code-interpreter-v1"]["status"] == "ok"
+    (packages / ("IPython/__init__.py" if at_a_glance else "more.py")).unlink()
+    code, lines = examine(SANDBOXKIT_HOME=str(tmp_path))
+    assert code == 1
+    assert lines["code-interpreter-v1"]["status"] == "fail"
+    assert "damaged" in lines["code-interpreter-v1"]["detail"]
+    assert lines["code-interpreter-v1"]["fix"] == "sandboxkit templates build code-interpreter-v1 --force"
+    assert "damaged" in run_command("templates", "ls", SANDBOXKIT_HOME=str(tmp_path)).stdout
+
+
 @pytest.mark.slow
 def test_doctor_finds_the_package_with_our_name(tmp_path: Path) -> None:
     """The unrelated distribution `sandboxkit`, which overwrites our files, is a failure."""

@@ -61,6 +61,7 @@ def examine() -> Iterator[Line]:
     yield _python()
     yield from _packages()
     yield _endpoint()
+    yield from _proxy()
     if sys.platform != "linux":
         yield Line(
             name="engine",
@@ -109,6 +110,19 @@ def _endpoint() -> Line:
     if os.environ.get("E2B_API_KEY"):
         return Line(name="endpoint", status="info", detail="E2B_API_KEY is set: pools use E2B unless told otherwise")
     return Line(name="endpoint", status="info", detail="no E2B_API_KEY: pools use the engine on this machine")
+
+
+def _proxy() -> Iterator[Line]:
+    from sandboxkit.provider._proxy import EXEMPT, exemptions, proxy_variables
+
+    if exemptions(os.environ, EXEMPT[:2]) is not None:
+        yield Line(
+            name="proxy",
+            status="info",
+            detail=f"{', '.join(proxy_variables(os.environ))} is set, and NO_PROXY lacks this machine: pools see to it "
+            "themselves, other clients of the engine do not",
+            fix=f"export NO_PROXY={','.join(EXEMPT[:2])} no_proxy={','.join(EXEMPT[:2])}",
+        )
 
 
 def _extra() -> Line:
@@ -170,10 +184,14 @@ def _template() -> Line:
     name = "code-interpreter-v1"
     try:
         built = images.find(name)
-    except TemplateNotBuilt:
+    except TemplateNotBuilt as error:
+        if error.is_damaged:
+            return Line(name=name, status="fail", detail=str(error), fix=images.rebuild_command(name))
         return Line(name=name, status="warn", detail="not built yet", fix=f"sandboxkit templates build {name}")
     except SandboxkitError as error:
         return Line(name=name, status="fail", detail=str(error), fix=f"reinstall {DISTRIBUTION}")
+    if (wrong := images.damage(built)) is not None:
+        return Line(name=name, status="fail", detail=f"damaged: {wrong}", fix=images.rebuild_command(name))
     where = Path(built.layers[0].source).name if built.layers else "nothing"
     return Line(name=name, status="ok", detail=f"built ({where}, Python {built.python})")
 

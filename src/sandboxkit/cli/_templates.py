@@ -28,22 +28,23 @@ def list_templates() -> None:
     width = max(len(name) for name in images.known())
     for name in images.known():
         try:
-            images.find(name)
-            state = "ready"
-        except TemplateNotBuilt:
-            state = "not built"
+            state = "damaged" if images.damage(images.find(name)) else "ready"
+        except TemplateNotBuilt as error:
+            state = "damaged" if error.is_damaged else "not built"
         click.echo(f"{name:<{width}}  {state:<9}  {descriptions.get(name, '')}".rstrip())
 
 
 @templates.command("build")
 @click.argument("name")
-def build_template(name: str) -> None:
-    """Build a template once; the next call finds it. Safe beside another build of the same."""
+@click.option("--force", is_flag=True, help="Build it again, whatever there is; sandboxes that run keep theirs.")
+def build_template(name: str, force: bool) -> None:
+    """Build a template once; the next call finds it, and builds again only what is damaged. Safe beside another build
+    of the same, and while sandboxes run."""
     from sandboxkit.local import images
 
     started = time.monotonic()
     with progress(f"building {name}") as tell:
-        images.build(name, on_line=tell)
+        images.build(name, force=force, on_line=tell)
     click.echo(f"{name} is ready ({time.monotonic() - started:.1f} s)")
 
 

@@ -36,7 +36,12 @@ class EnvFile:
 
     def __init__(self, path: str, *, state_dir: Path, not_for_writer: tuple[int, ...] = ()) -> None:
         """Start the writer; `state_dir` will be the engine's directory when the file is written, `not_for_writer` are
-        descriptors that it must not keep open."""
+        descriptors that it must not keep open.
+
+        Raises:
+            ConfigurationError: the file could not be written, as far as can be told now.
+        """
+        _check(Path(os.path.abspath(path)))
         self._path = path
         self._state_dir = state_dir
         self._line, theirs = socket.socketpair()
@@ -85,6 +90,21 @@ class EnvFile:
         with contextlib.suppress(ChildProcessError):  # the supervisor's child, then
             os.waitpid(self._pid, 0)
         remove_noted(self._state_dir)  # where the writer was killed, and we may
+
+
+def _check(path: Path) -> None:
+    """Refuse early what can be seen early: nobody should wait for an engine that then does not start."""
+    if path.is_dir():
+        problem = "it is a directory"
+    elif not path.parent.exists():
+        problem = f"there is no directory {str(path.parent)!r}"
+    elif not path.parent.is_dir():
+        problem = f"{str(path.parent)!r} is not a directory"
+    elif not os.access(path.parent, os.W_OK | os.X_OK):
+        problem = f"the directory {str(path.parent)!r} cannot be written"
+    else:
+        return
+    raise ConfigurationError(f"The env-file {str(path)!r} cannot be written: {problem}.")
 
 
 def remove_noted(state_dir: Path) -> None:

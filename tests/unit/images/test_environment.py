@@ -8,6 +8,7 @@ import importlib.util
 import io
 import marshal
 import os
+import subprocess
 import sys
 import tarfile
 import types
@@ -148,3 +149,57 @@ def test_a_package_without_a_wheel_is_refused(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(TemplateBuildFailed):
         make_environment(root, requirements, on_line=lambda line: None)
     assert not ran.exists()
+
+
+FULL = """
+import ctypes, os, sys
+from pathlib import Path
+libc = ctypes.CDLL(None, use_errno=True)
+uid, gid = os.getuid(), os.getgid()
+if libc.unshare(0x10020000):  # a user and a mount namespace
+    sys.exit(77)
+Path("/proc/self/setgroups").write_text("deny")
+Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
+Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
+assert libc.mount(b"tmpfs", sys.argv[1].encode(), b"tmpfs", 0, b"size=256k") == 0, ctypes.get_errno()
+from sandboxkit.errors import TemplateBuildFailed
+from sandboxkit.local.images import _cache
+from sandboxkit.local.images._environment import make_environment
+make = lambda root: make_environment(root, Path(sys.argv[2]), on_line=lambda line: None)
+try:
+    _cache.make_layer(Path(sys.argv[1]), "a", make, on_wait=lambda: None)
+except TemplateBuildFailed as error:
+    print(error)
+print(os.listdir(sys.argv[1] + "/layers"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a mount of its own")
+def test_a_full_disk_is_called_so_and_leaves_nothing(tmp_path: Path) -> None:
+    """Where the disk is full the advice is to make room, not to look for an index; no part of a layer stays."""
+    wheel, place = tmp_path / "large-1.0-py3-none-any.whl", tmp_path / "cache"
+    place.mkdir()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("large.bin", os.urandom(2 << 20))
+        archive.writestr("large-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: large\nVersion: 1.0\n")
+        lines = "Wheel-Version: 1.0\nGenerator: hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        archive.writestr("large-1.0.dist-info/WHEEL", lines)
+        archive.writestr("large-1.0.dist-info/RECORD", "large.bin,,\n")
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text(f"large @ {wheel.as_uri()}\n")
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(place), str(requirements)],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    if done.returncode == 77:
+        pytest.skip("no namespaces here")
+    assert done.returncode == 0, done.stderr
+    said, left = done.stdout.splitlines()
+    assert "make room" in said
+    assert str(place) in said
+    assert "index" not in said
+    assert left == "['.lock']"

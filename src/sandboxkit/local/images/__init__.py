@@ -9,12 +9,24 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from sandboxkit.errors import TemplateNotBuilt, TemplateNotFound
+from sandboxkit.errors import TemplateBuildFailed, TemplateNotBuilt, TemplateNotFound
 from sandboxkit.local._config import cache_home
+from sandboxkit.local.images import _manifest
 from sandboxkit.local.images._cache import find_layer, hold_layer, make_layer, prune_layers
 from sandboxkit.local.images._definition import BASE, BuiltTemplate, definition, known
 
-__all__ = ["BuiltTemplate", "TemplateNotBuilt", "TemplateNotFound", "build", "find", "hold", "known", "prune"]
+__all__ = [
+    "BuiltTemplate",
+    "TemplateNotBuilt",
+    "TemplateNotFound",
+    "build",
+    "damage",
+    "find",
+    "hold",
+    "known",
+    "prune",
+    "rebuild_command",
+]
 
 
 def find(template_id: str) -> BuiltTemplate:
@@ -22,7 +34,8 @@ def find(template_id: str) -> BuiltTemplate:
 
     Raises:
         TemplateNotFound: this engine does not serve it; the message lists what it does.
-        TemplateNotBuilt: it is not built on this machine; the message names the command that builds it.
+        TemplateNotBuilt: it is not built on this machine, or visibly damaged; the message names the command that
+            builds it.
     """
     found = definition(template_id)
     if found is None:
@@ -34,25 +47,56 @@ def find(template_id: str) -> BuiltTemplate:
             f"Build it once with: sandboxkit templates build {template_id}",
             template=template_id,
         )
+    if (wrong := _manifest.damage_at_a_glance(layer)) is not None:
+        raise TemplateNotBuilt(
+            f"Template {template_id!r} is damaged: {wrong} in {layer}. "
+            f"Build it again with: {rebuild_command(template_id)}",
+            template=template_id,
+            is_damaged=True,
+        )
     return found.built(layer)
 
 
-def build(template_id: str, *, on_line: Callable[[str], object] = lambda line: None) -> BuiltTemplate:
-    """Build a template unless it is built; blocks for up to a minute or two. Safe to call from many processes.
+def rebuild_command(template_id: str) -> str:
+    """The command that helps where a built template is damaged."""
+    return f"sandboxkit templates build {template_id} --force"
+
+
+def damage(built: BuiltTemplate) -> str | None:
+    """Say how a built template differs from what was built; None when it does not. Some tenths of a second."""
+    return next((wrong for layer in built.layers if (wrong := _manifest.damage(Path(layer.source)))), None)
+
+
+def build(
+    template_id: str, *, force: bool = False, on_line: Callable[[str], object] = lambda line: None
+) -> BuiltTemplate:
+    """Build a template unless it is built and whole; blocks for up to a minute or two. Safe to call from many
+    processes, and while sandboxes use what was built before.
 
     Args:
         template_id: which one.
+        force: build it again, whatever there is.
         on_line: told what happens, line by line.
 
     Raises:
         TemplateNotFound: this engine does not serve it.
-        TemplateBuildFailed: the packages could not be installed; `log_tail` says why.
+        TemplateBuildFailed: the packages could not be installed, or the disk is full; the message says what to do,
+            `log_tail` what the installers said. Nothing is left of it.
     """
     found = definition(template_id)
     if found is None:
         return BuiltTemplate(id=BASE)
     home = cache_home()
-    if (layer := find_layer(home, found.layer_name)) is not None:
+    before = find_layer(home, found.layer_name) if force else None
+
+    def is_good(layer: Path) -> bool:
+        if layer == before:
+            return False
+        if (wrong := _manifest.damage(layer)) is not None:
+            on_line(f"What was built is damaged: {wrong}.")
+        return wrong is None
+
+    if not force and (layer := find_layer(home, found.layer_name)) is not None and _manifest.damage(layer) is None:
         return found.built(layer)
 
     def make(working: Path) -> None:
@@ -61,10 +105,22 @@ def build(template_id: str, *, on_line: Callable[[str], object] = lambda line: N
 
         on_line(f"Building {template_id}.")
         make_environment(working, found.requirements_file, on_line=on_line)
+        _manifest.write(working)
 
-    layer = make_layer(
-        home, found.layer_name, make, on_wait=lambda: on_line("Another build is running; waiting for it to finish.")
-    )
+    try:
+        layer = make_layer(
+            home,
+            found.layer_name,
+            make,
+            on_wait=lambda: on_line("Another build is running; waiting for it to finish."),
+            is_good=is_good,
+        )
+    except OSError as error:
+        from sandboxkit.local.images._install import advice
+
+        raise TemplateBuildFailed(
+            f"Template {template_id!r} could not be built: {error}. {advice(str(error), home)}", log_tail=str(error)
+        ) from error
     on_line(f"{template_id} is ready.")
     return found.built(layer)
 

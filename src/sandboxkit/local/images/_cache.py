@@ -1,4 +1,9 @@
-"""The cache of layers: each appears whole or not at all, is made once, and is removed only while nobody uses it."""
+"""The cache of layers: each appears whole or not at all, is made once, and is removed only while nobody uses it.
+
+A layer that is made again, because it was damaged, gets the next generation: NAME, then NAME.1, NAME.2 and so on. The
+latest one counts. So nothing is changed under an engine that holds the one before, and its next sandboxes find the new
+one; the one before is removed once nobody holds it.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +18,22 @@ TEMPORARY = ".making-"
 
 
 def find_layer(home: Path, name: str) -> Path | None:
-    """The layer's directory, or None if it was not made yet."""
-    path = home / "layers" / name
-    return path if path.is_dir() else None
+    """The latest generation of the layer, or None if it was not made yet."""
+    return max(_generations(home / "layers", name), key=_generation, default=None)
 
 
-def make_layer(home: Path, name: str, make: Callable[[Path], None], *, on_wait: Callable[[], object]) -> Path:
-    """Return the layer's directory, calling `make` with an empty one if it is not there yet.
+def make_layer(
+    home: Path,
+    name: str,
+    make: Callable[[Path], None],
+    *,
+    on_wait: Callable[[], object],
+    is_good: Callable[[Path], bool] = lambda layer: True,
+) -> Path:
+    """Return the layer's directory, calling `make` with an empty one if there is none that is good.
 
     One maker at a time: others wait (after `on_wait()`), and find the layer made. What a maker that was killed left
-    behind is removed by the next one.
+    behind is removed by the next one, and so are earlier generations that nobody holds.
     """
     layers = home / "layers"
     for folder in (home, layers):
@@ -32,7 +43,8 @@ def make_layer(home: Path, name: str, make: Callable[[Path], None], *, on_wait: 
     with _lock(layers / ".lock", on_wait=on_wait):
         for left in layers.glob(f"{TEMPORARY}*"):
             _remove(left)
-        if (found := find_layer(home, name)) is not None:
+        found = find_layer(home, name)
+        if found is not None and is_good(found):
             return found
         working = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=layers))
         try:
@@ -40,11 +52,40 @@ def make_layer(home: Path, name: str, make: Callable[[Path], None], *, on_wait: 
             make(working)
             # After a loss of power, a name without its contents would look like a whole layer for ever.
             os.sync()
-            working.rename(layers / name)
+            made = layers / (name if found is None else f"{name}.{_generation(found) + 1}")
+            working.rename(made)
         except BaseException:
             _remove(working)
             raise
-        return layers / name
+        remove_superseded(layers)
+        return made
+
+
+def remove_superseded(layers: Path) -> int:
+    """Remove generations that have a later one and that nobody holds; returns the bytes. The caller has the lock."""
+    freed = 0
+    for path in _all(layers):
+        if path != find_layer(layers.parent, _base(path)):
+            size = _size(path)
+            freed += size if _take_away(path) else 0
+    return freed
+
+
+def _all(layers: Path) -> list[Path]:
+    return [path for path in layers.iterdir() if path.is_dir() and not path.name.startswith(".")]
+
+
+def _base(layer: Path) -> str:
+    return layer.name.partition(".")[0]
+
+
+def _generation(layer: Path) -> int:
+    return int(layer.name.partition(".")[2] or 0)
+
+
+def _generations(layers: Path, name: str) -> list[Path]:
+    later = [path for path in layers.glob(f"{name}.*") if path.name.partition(".")[2].isdecimal()]
+    return [path for path in (layers / name, *later) if path.is_dir()]
 
 
 @contextlib.contextmanager
@@ -76,7 +117,8 @@ def prune_layers(home: Path, *, keep_bytes: int) -> int:
         for left in layers.glob(f"{TEMPORARY}*"):
             freed += _size(left)
             _remove(left)
-        found = sorted((path for path in layers.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+        freed += remove_superseded(layers)
+        found = sorted(_all(layers), key=lambda path: path.stat().st_mtime)
         sizes = {path: _size(path) for path in found}
         for path in found:
             if sum(sizes.values()) <= keep_bytes:

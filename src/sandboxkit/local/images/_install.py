@@ -5,11 +5,13 @@ from __future__ import annotations
 import collections
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,15 +67,40 @@ def install(env_python: Path, requirements: Path, *, on_line: Callable[[str], ob
         failures.append(f"{tool.name} failed ({_last(tail)})")
         tails += tail
         on_line(f"{tool.name} failed with status {status}.")
+        if _says_full("\n".join(tail)):
+            break  # another tool needs the same room
     if not failures:
         raise TemplateBuildFailed(
             f"Neither uv nor pip was found. Install one of them: {shlex.quote(sys.executable)} -m ensurepip",
             log_tail="",
         )
     raise TemplateBuildFailed(
-        f"The packages could not be installed: {'; '.join(failures)}. Check that a package index can be reached.",
+        f"The packages could not be installed: {'; '.join(failures)}. {advice(chr(10).join(tails), env_python)}",
         log_tail="\n".join(tails),
     )
+
+
+def advice(said: str, place: Path) -> str:
+    """What to do about a failure that was told like this, while something was put at `place`."""
+    if _says_full(said):
+        existing = next(path for path in (place, *place.absolute().parents) if path.is_dir())
+        free = {str(existing): _free(existing), tempfile.gettempdir(): _free(Path(tempfile.gettempdir()))}
+        shown = ", ".join(f"{mib} MiB free in {name}" for name, mib in free.items())
+        return (
+            f"A disk is full ({shown}): make room (`sandboxkit cache prune` frees templates that are not in use), or "
+            "set SANDBOXKIT_HOME, and TMPDIR for the installer, to a larger disk."
+        )
+    if re.search(r"permission denied|read-only file system|errno 13\b|os error 13\b", said, re.IGNORECASE):
+        return "Let the folder that it names be written, or set SANDBOXKIT_HOME to a directory of yours."
+    return "Check that a package index can be reached."
+
+
+def _says_full(said: str) -> bool:
+    return bool(re.search(r"no space left on device|disk quota exceeded|errno 28\b|os error 28\b", said, re.IGNORECASE))
+
+
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(folder).free >> 20
 
 
 def compile_all(root: Path, *, seen_as: str, on_line: Callable[[str], object]) -> None:
@@ -81,11 +108,20 @@ def compile_all(root: Path, *, seen_as: str, on_line: Callable[[str], object]) -
 
     The files are marked as never to be checked against their sources: the layer is read-only, and its times may not
     survive a copy. Test suites stay as sources; nobody imports them.
+
+    Raises:
+        TemplateBuildFailed: the disk is full.
     """
     command = [base_python(), "-I", "-S", "-m", "compileall", "-q", "-j", "0", "-x", "/tests?/"]
     command += ["--invalidation-mode", "unchecked-hash", "-s", str(root), "-p", seen_as, str(root)]
+    full: list[str] = []
     # Its status is ignored: packages ship templates and old sources that don't compile, and none is imported.
-    _run(command, on_line=lambda line: None)
+    _run(command, on_line=lambda line: full.append(line) if _says_full(line) else None)
+    if full:
+        raise TemplateBuildFailed(
+            f"The packages could not be compiled: {full[0][:300]}. {advice(full[0], root)}",
+            log_tail="\n".join(full[-40:]),
+        )
 
 
 def _run(command: Sequence[str], *, on_line: Callable[[str], object]) -> tuple[int, list[str]]:
