@@ -140,13 +140,13 @@ async def stopped_inside(isolation: Any) -> dict[str, Any]:
         return [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in pids]
 
     async with asyncio.timeout(10):
-        while "T" not in states():  # noqa: ASYNC110  the kernel sends no event of it
+        while "T" not in states():  # noqa: ASYNC110  (the kernel tells nobody)
             await asyncio.sleep(0.005)
     await box.pause()
     await box.resume()
     await box.agent.ping()
     async with asyncio.timeout(10):
-        while states().count("T") > 1:  # noqa: ASYNC110  the others are woken, and wake in their time
+        while states().count("T") > 1:  # noqa: ASYNC110  (the others wake in their time)
             await asyncio.sleep(0.005)
     stopped = states().count("T")
     await box.kill()

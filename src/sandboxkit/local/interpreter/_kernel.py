@@ -304,7 +304,8 @@ class Kernel:
         if self._listening:
             self._items.append(item)
             self._some.set()
-            if self._waiting >= CHUNK or not isinstance(item, Printed):
+            # That a cell has begun can wait for the first of its output, or a quick print would come in two pieces.
+            if self._waiting >= CHUNK or not isinstance(item, Printed | Began):
                 self._urgent.set()
         if self._waiting >= WAITING:
             self._pause()
