@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from sandboxkit.local.isolation._base import BASE_PATH, HOME, PREFIX, USER
@@ -24,6 +24,8 @@ class SandboxSettings:
     home: str = HOME
     workdir: str = HOME
     has_interpreter: bool = False
+    network_variables: Callable[[], Mapping[str, str]] = field(default=dict, repr=False)
+    """What programs need now to get out: it changes with the sandbox's network."""
 
     def base_environment(self) -> dict[str, str]:
         """The environment that every process of the sandbox starts from: ours, then the sandbox's own."""
@@ -38,4 +40,4 @@ class SandboxSettings:
             "E2B_SANDBOX_ID": self.sandbox_id,
             "E2B_TEMPLATE_ID": self.template_id,
         }
-        return ours | dict(self.envs)
+        return ours | dict(self.network_variables()) | dict(self.envs)

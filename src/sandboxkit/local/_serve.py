@@ -29,10 +29,12 @@ from sandboxkit.local._env_file import EnvFile
 from sandboxkit.local._log import log
 from sandboxkit.local.control._registry import Registry
 from sandboxkit.local.control._rest import RestApi
-from sandboxkit.local.control._sandboxes import Sandboxes, Services
+from sandboxkit.local.control._sandboxes import Sandboxes, Services, WayOut
 from sandboxkit.local.control._templates import BuiltTemplates, Templates
 from sandboxkit.local.gateway._gateway import Gateway
 from sandboxkit.local.gateway._listener import Server, bind, server
+from sandboxkit.local.gateway.egress._dialler import Dialler
+from sandboxkit.local.indexes import KnownIndexes
 from sandboxkit.local.isolation._base import Isolation
 
 ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
@@ -72,11 +74,13 @@ def serve(config: EngineConfig, *, on_ready: OnReady | None = None, parent_pipe:
             env_file = EnvFile(config.env_file, not_for_writer=(listener.fileno(),))
         home = cache_home()
         home.mkdir(parents=True, exist_ok=True)
+        indexes = KnownIndexes()
         namespace = enter(state_root(config) / f"engine-{os.getpid()}", readable=[str(home)])
+        indexes.place_certificates(namespace.runtime / "etc")
         isolation = BubblewrapIsolation(namespace)
         templates = BuiltTemplates()
         services = Services(envd=EnvdService, interpreter=InterpreterService)
-        engine = Engine(config, listener, isolation=isolation, services=services, templates=templates)
+        engine = Engine(config, listener, isolation=isolation, services=services, templates=templates, indexes=indexes)
         try:
             asyncio.run(_run_until_told(engine, ready, parent_pipe))
         finally:
@@ -101,8 +105,10 @@ class Engine:
         isolation: Isolation,
         services: Services,
         templates: Templates,
+        indexes: KnownIndexes | None = None,
     ) -> None:
         self._config = config
+        self._indexes = KnownIndexes() if indexes is None else indexes
         self._listener = listener
         self._isolation = isolation
         self._services = services
@@ -119,6 +125,7 @@ class Engine:
             services=self._services,
             max_creating=self._config.max_creating,
             create_timeout=self._config.create_timeout,
+            way_out=WayOut(Dialler(closed_ports=frozenset({self._listener.getsockname()[1]})), self._indexes),
         )
         endpoint, domain = _addresses(self._config, self._listener)
         rest = RestApi(
@@ -127,6 +134,7 @@ class Engine:
             domain=domain,
             sandboxes=sandboxes,
             templates=self._templates,
+            indexes=self._indexes,
         )
         any_address = not _is_loopback(self._config.host)
         http = server(Gateway(rest=rest.application(), sandboxes=sandboxes, any_address=any_address))

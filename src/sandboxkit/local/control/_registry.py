@@ -30,6 +30,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 from typing import Literal
 
+from sandboxkit.local.control._network import Network
 from sandboxkit.local.control._refusals import Refused, bad_request, no_such_sandbox
 from sandboxkit.local.isolation._base import Limits
 
@@ -73,9 +74,7 @@ class Wanted:
     has_interpreter: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
     envs: Mapping[str, str] = field(default_factory=dict, repr=False)
-    internet: bool | None = None
-    """What info shows: False where access was refused or declined, None where nothing was said."""
-    network: Mapping[str, object] | None = None
+    network: Network = field(default_factory=Network)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,12 +268,10 @@ class Registry:
             self._keep(sandbox)
         return sandbox
 
-    def set_network(
-        self, sandbox_id: str, *, internet: bool | None, network: Mapping[str, object] | None, now: Now
-    ) -> None:
-        """Note what its owner says about the network. Refused: 404."""
+    def set_network(self, sandbox_id: str, network: Network, now: Now) -> None:
+        """Note what it may reach from now on. Refused: 404."""
         sandbox = self.get(sandbox_id, now)
-        self._keep(replace(sandbox, wanted=replace(sandbox.wanted, internet=internet, network=network)))
+        self._keep(replace(sandbox, wanted=replace(sandbox.wanted, network=network)))
 
     def page(self, query: Query, now: Now) -> Page:
         """List live ones.

@@ -20,10 +20,12 @@ from sandboxkit.local._config import EngineConfig
 from sandboxkit.local._log import log
 from sandboxkit.local._sandbox import ENVD_VERSION
 from sandboxkit.local.control import _requests as requests
+from sandboxkit.local.control._network import Network, NetworkRequest, check_request, decide, wants_packages
 from sandboxkit.local.control._refusals import Refused, bad_request, unsupported
 from sandboxkit.local.control._registry import Query, Sandbox, Wanted
 from sandboxkit.local.control._sandboxes import Recipe, Sample, Sandboxes
 from sandboxkit.local.control._templates import Templates
+from sandboxkit.local.indexes import KnownIndexes
 from sandboxkit.local.isolation._base import Limits
 
 BODY_LIMIT = 1024 * 1024
@@ -79,13 +81,21 @@ class RestApi:
     """The REST API over the engine's sandboxes. `domain` is what `get_host()` appends."""
 
     def __init__(
-        self, *, config: EngineConfig, api_key: str, domain: str, sandboxes: Sandboxes, templates: Templates
+        self,
+        *,
+        config: EngineConfig,
+        api_key: str,
+        domain: str,
+        sandboxes: Sandboxes,
+        templates: Templates,
+        indexes: KnownIndexes,
     ) -> None:
         self._config = config
         self._api_key = api_key.encode()
         self._domain = domain
         self._sandboxes = sandboxes
         self._templates = templates
+        self._indexes = indexes
 
     def application(self) -> Starlette:
         """Make the ASGI application."""
@@ -144,15 +154,14 @@ class RestApi:
                     has_interpreter=template.has_interpreter,
                     metadata=wish.metadata,
                     envs=wish.envs,
-                    internet=wish.network.internet,
-                    network=wish.network.network,
+                    network=await self._network(wish.network),
                 ),
                 Recipe(layers=template.layers, envs=template.envs),
             )
             if wish.network.overridden:
                 log(
                     logging.INFO,
-                    "sandbox.internet_not_granted",
+                    "sandbox.internet_by_default",
                     sandbox_id=sandbox.sandbox_id,
                     setting=self._config.internet,
                 )
@@ -183,11 +192,11 @@ class RestApi:
         detail = _listed(sandbox) | {
             "envdAccessToken": sandbox.access_token,
             "domain": self._domain,
-            "allowInternetAccess": sandbox.wanted.internet,
+            "allowInternetAccess": sandbox.wanted.network.internet,
             "lifecycle": {"onTimeout": "kill", "autoResume": False},
         }
-        if sandbox.wanted.network is not None:
-            detail["network"] = dict(sandbox.wanted.network)
+        if sandbox.wanted.network.shown is not None:
+            detail["network"] = dict(sandbox.wanted.network.shown)
         return JSONResponse(detail)
 
     async def _kill(self, request: Request) -> Response:
@@ -207,8 +216,19 @@ class RestApi:
 
     async def _set_network(self, request: Request) -> Response:
         update = requests.read_network_update(requests.read_object(await _body(request)))
-        self._sandboxes.set_network(_sandbox_id(request), internet=update.internet, network=update.network)
+        self._sandboxes.get(_sandbox_id(request))
+        await self._sandboxes.set_network(_sandbox_id(request), await self._network(update))
         return Response(status_code=204)
+
+    async def _network(self, request: NetworkRequest) -> Network:
+        """Decide what a request gets, learning the package indexes where that depends on them."""
+        default, ceiling = self._config.internet, self._config.ceiling
+        check_request(request, ceiling=ceiling)
+        endpoints: frozenset[tuple[str, int]] = frozenset()
+        hosts = await self._indexes.hosts() if request.allow else set()
+        if wants_packages(request, default=default, ceiling=ceiling, index_hosts=hosts):
+            endpoints = (await self._indexes.get()).endpoints
+        return decide(request, default=default, ceiling=ceiling, endpoints=endpoints)
 
     # -- metrics --------------------------------------------------------------------------------------------------
 

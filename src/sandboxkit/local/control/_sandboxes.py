@@ -21,8 +21,12 @@ from starlette.datastructures import QueryParams
 from sandboxkit.errors import SandboxkitError
 from sandboxkit.local._log import log
 from sandboxkit.local._sandbox import SandboxSettings
+from sandboxkit.local.control._network import Network
 from sandboxkit.local.control._refusals import Refused, no_such_sandbox
 from sandboxkit.local.control._registry import Make, Now, Page, Query, Registry, Sandbox, State, Wanted
+from sandboxkit.local.gateway.egress._dialler import Dialler
+from sandboxkit.local.gateway.egress._proxy import Egress
+from sandboxkit.local.indexes import KnownIndexes
 from sandboxkit.local.isolation._base import Agent, AgentLost, Box, BoxEnd, BoxSpec, Isolation, Layer, Usage
 
 SERVICE_CLOSE_TIMEOUT = 5.0
@@ -56,6 +60,14 @@ class Services:
     interpreter: Callable[[Agent, SandboxSettings], Service]
 
 
+@dataclass(frozen=True, slots=True)
+class WayOut:
+    """What all sandboxes share to reach what they may."""
+
+    dialler: Dialler
+    indexes: KnownIndexes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """What a template contributes to a box."""
@@ -81,6 +93,7 @@ class Live:
     box: Box
     envd: EnvdLike
     interpreter: Service | None
+    egress: Egress
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=SAMPLES_KEPT))
     last_cpu: tuple[float, float] = (0.0, 0.0)
     """Monotonic time and CPU seconds at the last measurement."""
@@ -97,10 +110,12 @@ class Sandboxes:
         services: Services,
         max_creating: int,
         create_timeout: float,
+        way_out: WayOut,
     ) -> None:
         self._registry = registry
         self._isolation = isolation
         self._services = services
+        self._way_out = way_out
         self._turns = asyncio.Semaphore(max_creating)
         self._create_timeout = create_timeout
         self._live: dict[str, Live] = {}
@@ -185,9 +200,15 @@ class Sandboxes:
         """List those that live. Refused: 400 for a bad token."""
         return self._registry.page(query, _now())
 
-    def set_network(self, sandbox_id: str, *, internet: bool | None, network: Mapping[str, object] | None) -> None:
-        """Note what its owner says about the network. Refused: 404."""
-        self._registry.set_network(sandbox_id, internet=internet, network=network, now=_now())
+    async def set_network(self, sandbox_id: str, network: Network) -> None:
+        """Let it reach this from now on; connections to anything else are closed before this returns. Refused: 404."""
+        self._registry.set_network(sandbox_id, network, _now())
+        live = self._live[sandbox_id]
+        try:
+            await live.egress.set_policy(network.policy)
+        except AgentLost:
+            self.lost(sandbox_id)
+            raise no_such_sandbox(sandbox_id) from None
 
     def live(self, sandbox_id: str) -> Live | None:
         """Return a live one's parts."""
@@ -222,11 +243,16 @@ class Sandboxes:
         sandbox_id, wanted = sandbox.sandbox_id, sandbox.wanted
         spec = BoxSpec(box_id=sandbox_id, layers=recipe.layers, limits=wanted.limits)
         box: Box | None = None
+        egress: Egress | None = None
         try:
             async with asyncio.timeout(self._create_timeout), self._turns:
                 box = await self._isolation.create(spec)
-            live = self._furnish(sandbox, recipe, box)
+            egress = Egress(box.agent, self._way_out.dialler)
+            await egress.set_policy(wanted.network.policy)
+            live = self._furnish(sandbox, recipe, box, egress)
         except BaseException as error:
+            if egress is not None:
+                await egress.aclose()
             if box is not None:
                 await asyncio.shield(box.kill())
             self._registry.failed(sandbox_id)
@@ -259,7 +285,7 @@ class Sandboxes:
         )
         return made
 
-    def _furnish(self, sandbox: Sandbox, recipe: Recipe, box: Box) -> Live:
+    def _furnish(self, sandbox: Sandbox, recipe: Recipe, box: Box, egress: Egress) -> Live:
         wanted = sandbox.wanted
         settings = SandboxSettings(
             sandbox_id=sandbox.sandbox_id,
@@ -267,14 +293,25 @@ class Sandboxes:
             access_token=sandbox.access_token,
             envs={**recipe.envs, **wanted.envs},
             has_interpreter=wanted.has_interpreter,
+            network_variables=lambda: self._network_variables(egress),
         )
         return Live(
             settings=settings,
             box=box,
             envd=self._services.envd(box.agent, settings),
             interpreter=self._services.interpreter(box.agent, settings) if wanted.has_interpreter else None,
+            egress=egress,
             last_cpu=(time.monotonic(), 0.0),
         )
+
+    def _network_variables(self, egress: Egress) -> dict[str, str]:
+        """What programs of a sandbox need now to get out: nothing where they cannot."""
+        found = dict(egress.variables())
+        if found:
+            found |= self._way_out.indexes.certificate_variables()
+            if egress.policy.packages:
+                found |= self._way_out.indexes.variables()
+        return found
 
     def _made(self, sandbox_id: str, done: asyncio.Task[Sandbox]) -> None:
         del self._making[sandbox_id]
@@ -297,7 +334,9 @@ class Sandboxes:
     async def _take_apart(self, sandbox_id: str, live: Live, reason: str, detail: str) -> None:
         started = time.monotonic()
         # The box first: its services then see that their agent is lost, and end what they stream.
-        steps = [live.box.kill, live.envd.aclose, *([live.interpreter.aclose] if live.interpreter else [])]
+        traffic = live.egress.traffic
+        steps = [live.egress.aclose, live.box.kill, live.envd.aclose]
+        steps += [live.interpreter.aclose] if live.interpreter else []
         failed = None
         for step in steps:
             try:
@@ -314,6 +353,8 @@ class Sandboxes:
             reason=reason,
             detail=detail or None,
             error=failed,
+            bytes_out=traffic.sent or None,
+            bytes_in=traffic.received or None,
             duration=time.monotonic() - started,
         )
 

@@ -90,10 +90,10 @@ class Channel:
         fds: tuple[int, ...] = (),
         takes: DescriptorCheck | None = None,
         descriptors: int = 0,
-        within: float = ANSWER_WITHIN,
+        within: float | None = ANSWER_WITHIN,
         status: asyncio.Future[ExitStatus] | None = None,
     ) -> tuple[list[bytes], list[int]]:
-        """Send one request and wait for its answer.
+        """Send one request and wait for its answer; `within` of None waits for as long as the box lives.
 
         Raises:
             AgentError: the operation failed inside.
@@ -111,7 +111,8 @@ class Channel:
         self._requests[number] = request
         if status is not None:
             self._running[number] = status
-        request.deadline = self._loop.call_later(within, self._late, number)
+        if within is not None:
+            request.deadline = self._loop.call_later(within, self._late, number)
         self._send(number, kind, payload, fds)
         try:
             told, got = await request.future
@@ -151,7 +152,7 @@ class Channel:
         if self._lost is not None:
             return
         if number in self._requests:
-            if request.kind in (wire.LIST, wire.REMOVE, wire.DIAL):
+            if request.kind in (wire.LIST, wire.REMOVE, wire.DIAL, wire.ACCEPT):
                 self._send(number, wire.CANCEL, wire.pack([number]), ())
         elif not request.future.cancelled() and request.future.exception() is None:
             fields, fds = request.future.result()
