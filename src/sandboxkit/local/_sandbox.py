@@ -29,7 +29,9 @@ class SandboxSettings:
 
     def base_environment(self) -> dict[str, str]:
         """The environment that every process of the sandbox starts from: ours, then the sandbox's own."""
-        path = f"{PREFIX}/env/bin:{BASE_PATH}" if self.has_interpreter else f"{PREFIX}/python/bin:{BASE_PATH}"
+        python = "env" if self.has_interpreter else "python"
+        # What a user installs for themselves goes before what the template has.
+        path = f"{self.home}/.local/bin:{PREFIX}/{python}/bin:{BASE_PATH}"
         ours = {
             "PATH": path,
             "HOME": self.home,

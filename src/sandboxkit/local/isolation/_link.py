@@ -35,8 +35,9 @@ Bounds
 An answer has at most 256 KiB (a listing 32 MiB, four at once) and belongs to a request that is open; each packet but
 the last carries at least 1,024 bytes. At most 1,024 requests are open and 4 MiB are waiting to be sent. An answer takes
 at most 60 seconds (a listing or removal 600, the wait for a connection any); a box that is slower counts as lost.
-Whatever breaks a rule ends the link: everything that waits gets `AgentLost`, and the owner is told, who kills the box. Descriptors are close-on-exec
-from the start; surplus ones and those of an answer that nobody waits for any more are closed.
+Whatever breaks a rule ends the link: everything that waits gets `AgentLost`, and the owner is told, who kills the box.
+Descriptors are close-on-exec from the start; surplus ones and those of an answer that nobody waits for any more are
+closed.
 """
 
 from __future__ import annotations
