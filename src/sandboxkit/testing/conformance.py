@@ -148,7 +148,7 @@ async def create_refuses_an_unknown_template(provider: Provider, *, template: st
 @_check
 async def create_refuses_what_it_cannot_do(provider: Provider, *, template: str = CODE_INTERPRETER) -> None:
     """A network mode that cannot be had is UnsupportedOption, and no sandbox is made."""
-    for network in ("packages", NetworkPolicy(allow=("example.org",))):
+    for network in (NetworkPolicy(allow=("example.org",), deny=("192.0.2.0/24",)),):
         request = _request(template, network=network)
         error = await _raises(
             UnsupportedOption,

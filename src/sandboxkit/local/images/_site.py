@@ -17,10 +17,10 @@ def _add_user_site(place: str) -> None:
         site.addsitedir(place)
         added = [path for path in sys.path if path not in before]
     else:
-        import _frozen_importlib_external as machinery  # type: ignore[import-not-found]
+        import _frozen_importlib_external as machinery
 
         # The usual way there remembers that there is no such directory, and a running kernel would never look again.
-        loaders = machinery._get_supported_file_loaders()
+        loaders = machinery._get_supported_file_loaders()  # type: ignore[attr-defined]
         sys.path_importer_cache[place] = machinery.FileFinder(place, *loaders)
         added = [place]
     rest = [path for path in sys.path if path not in added]
@@ -29,12 +29,8 @@ def _add_user_site(place: str) -> None:
 
 
 def _is_pip() -> bool:
-    words = sys.orig_argv[1:]
-    return words[:2] == ["-m", "pip"] or (
-        bool(words)
-        and os.path.dirname(words[0]) == f"{sys.prefix}/bin"
-        and os.path.basename(words[0]).startswith("pip")
-    )
+    words = [*sys.orig_argv[1:], "", ""]
+    return words[:2] == ["-m", "pip"] or words[0].startswith(f"{sys.prefix}/bin/pip")
 
 
 if not (sys.flags.no_user_site or os.environ.get("PYTHONNOUSERSITE")):
