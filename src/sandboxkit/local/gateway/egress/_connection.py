@@ -24,6 +24,8 @@ IDLE_FOR = 600.0
 """Seconds after which a connection over which nothing went in either direction is closed."""
 LARGEST_HEAD = 64 * 1024
 PIECE = 64 * 1024
+LINGER = 1.0
+MOST_UNREAD = 1024 * 1024
 
 Call = Callable[[Address | str, int], Awaitable["Stream | Refusal"]]
 
@@ -47,6 +49,8 @@ class Connection:
                 first = await self._inside.receive(PIECE)
             if first[:1] == bytes([_socks.VERSION]):
                 await self._serve_socks(first)
+            elif first[:8] == b"CONNECT ":
+                await self._serve_connect(first)
             elif first:
                 await self._serve_http(first)
 
@@ -88,6 +92,30 @@ class Connection:
 
     # -- HTTP -----------------------------------------------------------------------------------------------------
 
+    async def _serve_connect(self, data: bytes) -> None:
+        """A tunnel. Of the request its first line counts, and where it ends: nothing of it is passed on."""
+        idle = h11.Connection(h11.SERVER)
+        async with asyncio.timeout(ASK_WITHIN):
+            while (end := data.find(b"\r\n\r\n")) < 0 and len(data) < LARGEST_HEAD:
+                data += await self._more()
+        words = data[: max(end, 0)].split(b"\r\n")[0].split(b" ")
+        try:
+            if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
+                raise _http.BadTarget("this is no request")
+            target = _http.read_target(words[0], words[1])
+            outside = await self._call(target.host, target.port)
+        except ValueError as error:
+            await self._refuse(idle, 400, str(error))
+        except Unreachable as error:
+            await self._refuse(idle, error.status, str(error))
+        else:
+            if isinstance(outside, Refusal):
+                await self._refuse(idle, outside.status, outside.told)
+                return
+            await self._inside.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            await outside.send(data[end + 4 :])
+            await both_ways(self._inside, outside)
+
     async def _serve_http(self, data: bytes) -> None:
         inside = h11.Connection(h11.SERVER, max_incomplete_event_size=LARGEST_HEAD)
         inside.receive_data(data)
@@ -107,10 +135,6 @@ class Connection:
             return
         if isinstance(outside, Refusal):
             await self._refuse(inside, outside.status, outside.told)
-        elif request.method == b"CONNECT":
-            await self._inside.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            await outside.send(inside.trailing_data[0])
-            await both_ways(self._inside, outside)
         else:
             await self._forward(inside, request, target, outside)
 
@@ -164,7 +188,8 @@ class Connection:
         return event if isinstance(event, h11.Event) else None
 
     async def _refuse(self, inside: h11.Connection, status: int, why: str) -> None:
-        """Answer in the engine's own words, so that whoever reads it knows what to change."""
+        """Answer in the engine's own words, so that whoever reads it knows what to change. What was sent and not read
+        is read first: closing over it would take the answer away again."""
         body = f"sandboxkit: {why}\n".encode("utf-8", "replace")
         headers = [
             (b"content-type", b"text/plain; charset=utf-8"),
@@ -177,6 +202,11 @@ class Connection:
             response = inside.send(h11.Response(status_code=status, reason=reason, headers=headers)) or b""
             await self._inside.send(response + (inside.send(h11.Data(data=body)) or b""))
         self._inside.finish()
+        left = MOST_UNREAD
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER):
+                while left > 0 and (data := await self._inside.receive(PIECE)):
+                    left -= len(data)
 
 
 _HOST = frozenset((b"host",))
