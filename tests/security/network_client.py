@@ -1,6 +1,6 @@
 """The other half of `test_network.py`: an engine and sandboxes in a network namespace; prints one JSON object.
 
-`python network_client.py LEVEL` starts an engine whose ceiling is LEVEL, as the user it is run by.
+The engine runs as the user whom this program is run by, and listens on every address of its host.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import e2b
 from sandboxkit.local._child import start_engine, stop_engines
 from sandboxkit.local._config import EngineConfig
 
-CURL = "curl -sS -m 8 -o - -w ' %{http_code}' "
+CURL = "curl -sS -m 8 --noproxy '' -o - -w ' %{http_code}' "
 ALL = "0.0.0.0/0"
 
 
@@ -42,7 +42,6 @@ def main() -> None:
     # Something of the host's, for those who get through.
     service = socket.create_server(("0.0.0.0", 0), backlog=64)
     host_port = service.getsockname()[1]
-    os.environ["NO_PROXY"] = "*"
 
     def fresh(**options: Any) -> Any:
         return e2b.Sandbox.create(template="base", timeout=120, **options, **sdk)
@@ -72,7 +71,7 @@ def main() -> None:
             run(box, f"printf 'CONNECT {host}:{host_port} HTTP/1.1\\r\\n\\r\\n' | curl -s -m 5 telnet://127.0.0.1:3128")
             for host in ("0x7f.1", "2130706433", "017700000001", "127.1", "0")
         ]
-        told["rebound"] = [run(box, CURL + "http://rebind-1.test/") for _ in range(2)]
+        told["rebound"] = [run(box, CURL + f"http://rebind-{os.getuid()}.test/") for _ in range(2)]
         told["direct"] = run(box, "curl -sS -m 5 --noproxy '*' http://93.184.216.34/")
         told["udp"] = run(
             box,

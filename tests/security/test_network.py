@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,23 +78,21 @@ def world() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module", params=["root", "ordinary user"])
-def told(request: pytest.FixtureRequest, world: str, ordinary_user: Any, tmp_path_factory: Any) -> dict[str, Any]:
+def told(request: pytest.FixtureRequest, world: str, ordinary_user: Any) -> dict[str, Any]:
     """What the sandboxes said, of an engine that root or an ordinary user started."""
-    python, env, _switch = ordinary_user
+    python, env, switch = ordinary_user
     command = [python if request.param != "root" else sys.executable, str(HERE / "network_client.py")]
-    home = tmp_path_factory.mktemp("home")
-    env = {**(env if request.param != "root" else os.environ), "SANDBOXKIT_HOME": str(home), "HOME": str(home)}
+    home = tempfile.mkdtemp(prefix="sandboxkit-network-", dir="/tmp")
+    env = {**(env if request.param != "root" else os.environ), "SANDBOXKIT_HOME": home, "HOME": home}
     if request.param != "root":
-        uid = str(_switch["user"])
-        for path in (home, *home.parents):
-            if path.owner() == "root" and path != Path("/"):
-                path.chmod(path.stat().st_mode | 0o055)
+        uid = str(switch["user"])
         os.chown(home, int(uid), int(uid))
         command = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", *command]
     done = subprocess.run(
         ["ip", "netns", "exec", world, *command],
         env=env, cwd="/", capture_output=True, text=True, timeout=150, check=False,
     )  # fmt: skip
+    shutil.rmtree(home, ignore_errors=True)
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert isinstance(found, dict)

@@ -33,7 +33,7 @@ from sandboxkit.errors import EngineUnavailable
     default="deny",
     show_default=True,
     type=click.Choice(["deny", "packages", "internet"]),
-    help="What a sandbox may reach when its creator does not say.",
+    help="What a sandbox may reach when its creator does not say, and the most that a creator may ask for.",
 )
 def serve(host: str, port: int, env_file: str | None, isolation: str, internet: str) -> None:
     """Run the local engine until Ctrl-C, for any E2B client.

@@ -263,7 +263,10 @@ def _links(url: str, kind: str, body: bytes) -> list[str]:
         found, base = anchors.found, urljoin(url, anchors.base)
     by_host: dict[tuple[str, int], str] = {}
     for link in found:
-        whole = urljoin(base, link)
+        try:
+            whole = urljoin(base, link)
+        except ValueError:
+            continue  # an address that is none, among many that are
         for endpoint in _endpoint(whole):
             by_host.setdefault(endpoint, whole)
     return list(by_host.values())
