@@ -29,7 +29,7 @@ def test_pip(session: Any) -> None:
     assert session.run_code("1").text == "1"
     done = command(session, "pip install -q colorama==0.4.6")
     assert done.exit_code == 0, done.stderr
-    assert session.run_code("import colorama; colorama.__version__").text == "'0.4.6'"
+    assert session.run_code("import colorama; colorama.__version__").text == "0.4.6"
     assert command(session, "python -c 'import colorama'").exit_code == 0
     assert command(session, "pip uninstall -q -y colorama").exit_code == 0
     assert command(session, "python -c 'import colorama'").exit_code == 1
