@@ -158,9 +158,10 @@ FACES = (
                 "used from any thread, and where an event loop runs already (a notebook).",
             ),
             (
-                "is told every event, in the event loop's thread; it must not block, and what it raises is logged.",
-                "is told every event, in a thread of sandboxkit's own: it must not block or use the pool, and what it "
-                "raises is logged.",
+                "is told every event, in the event loop's thread: a plain function that does not block. What it raises "
+                "is logged.",
+                "is told every event, in a thread of sandboxkit's own: a plain function that neither blocks nor uses "
+                "the pool. What it raises is logged.",
             ),
             ("PoolError: the pool has not been opened.\n", ""),
             (

@@ -39,6 +39,7 @@ import anyio.to_thread
 
 from sandboxkit._crossing import CallBack, Done, Item, Message, Post, Told
 from sandboxkit.errors import ConfigurationError, ForkedProcess, PoolClosed
+from sandboxkit.events import listener
 
 T = TypeVar("T")
 
@@ -120,7 +121,8 @@ class Portal:
         if os.getpid() != self._pid:
             raise ForkedProcess(
                 "This object was made before os.fork() and cannot be used in the child: its event loop and its "
-                "connections stayed in the parent. Open a pool in the child, in a process started by `spawn`."
+                "connections stayed in the parent. Start worker processes by `spawn` or `forkserver`, and open a pool "
+                "in each."
             )
         if threading.get_ident() == self._thread.ident:
             raise ConfigurationError(
@@ -250,10 +252,15 @@ class Call(Generic[T]):
         return run_by_the_caller
 
     def tell(self, func: Callable[[Any], object] | None) -> Callable[[Any], object] | None:
-        """The form of a listener that nobody waits for; it runs here, and what it raises is logged."""
-        if func is None:
+        """The form of a listener that nobody waits for; it runs here, and what it raises is logged.
+
+        Raises:
+            ConfigurationError: it is an async function, or none at all.
+        """
+        told = listener(func)
+        if told is None:
             return None
-        return lambda argument: self._inbox.put(Told(func, argument))
+        return lambda argument: self._inbox.put(Told(told, argument))
 
     def _post(self, message: Message) -> None:
         if isinstance(message, Done):

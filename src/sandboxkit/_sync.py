@@ -469,9 +469,10 @@ class Session:
 
         Args:
             fragment: what to carry out; its template has to be the session's.
-            on_event: is told the fragment's events, besides the pool's own listener.
+            on_event: is told the fragment's events, besides the pool's own listener; a plain function, as the pool's.
 
         Raises:
+            ConfigurationError: `on_event` is an async function, or none at all.
             SessionConflict: the fragment is for another template than the session's.
             TemplateNotFound: its template is not registered.
             FragmentError, DependencyError, UnsupportedOption: it cannot be carried out; nothing was run.
@@ -574,8 +575,8 @@ class SandboxPool:
         network: what sandboxes may reach; nothing by default.
         on_loss: what happens when a sandbox vanishes under its session: `"fail"` raises a typed error; the others
             are not supported yet.
-        on_event: is told every event, in a thread of sandboxkit's own: it must not block or use the pool, and what
-            it raises is logged.
+        on_event: is told every event, in a thread of sandboxkit's own: a plain function that neither blocks nor
+            uses the pool. What it raises is logged.
         name: of the pool, in logs, events and the sandboxes' metadata.
 
     Raises:

@@ -52,6 +52,10 @@ class NetworkPolicy:
     deny: tuple[str, ...] = ()
 
 
+MAX_SECONDS = 1e9
+"""The longest time that may be asked for, some 30 years: dates end somewhere."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeoutPolicy:
     """All time limits, in seconds.
@@ -83,6 +87,8 @@ class TimeoutPolicy:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
                 raise ConfigurationError(f"TimeoutPolicy({name}={value!r}): a positive number of seconds is needed.")
+            if value > MAX_SECONDS:
+                raise ConfigurationError(f"TimeoutPolicy({name}={value!r}): at most {MAX_SECONDS:.0f} are possible.")
         if self.max_lifetime is not None and not 0 < self.max_lifetime < float("inf"):
             raise ConfigurationError(f"TimeoutPolicy(max_lifetime={self.max_lifetime!r}): positive seconds, or None.")
         if self.floor > self.lifetime:

@@ -300,7 +300,11 @@ class OutputTooLarge(SandboxkitError):
 
 
 class ForkedProcess(SandboxkitError, RuntimeError):
-    """A pool made before `os.fork()` was used in the child. Make a new pool there."""
+    """What was made before `os.fork()` was used in the child, or the child's own pool after the parent used the SDK.
+
+    The SDK's threads stay in the parent, so that a request of the child's would never be answered. Start worker
+    processes by `spawn` or `forkserver`; or fork before anything of sandboxkit is used, and open the pools after it.
+    """
 
     code = "forked_process"
 

@@ -17,11 +17,12 @@ yields to its caller, and to nobody else, has the `FragmentResult` as `result`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sandboxkit.errors import SandboxkitError
+from sandboxkit.errors import ConfigurationError, SandboxkitError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +39,30 @@ class Event:
 
 
 EventHandler = Callable[[Event], object]
-"""Takes an event; what it returns is ignored, and what it raises is logged and goes no further."""
+"""Takes an event; what it returns is ignored, and what it raises is logged and goes no further.
+
+It is a plain function. Events are told in the middle of decisions, where nothing can be awaited; who has something to
+await puts the event into a queue of their own.
+"""
+
+
+def listener(on_event: EventHandler | None) -> EventHandler | None:
+    """Check what a caller passes as `on_event`, and return it.
+
+    Raises:
+        ConfigurationError: it cannot be called, or it is an async function, which would never be awaited.
+    """
+    if on_event is None:
+        return None
+    if not callable(on_event):
+        raise ConfigurationError(f"on_event={on_event!r} is not callable.")
+    for func in (on_event, type(on_event).__call__):
+        if inspect.iscoroutinefunction(func) or inspect.isasyncgenfunction(func):
+            raise ConfigurationError(
+                f"on_event={on_event!r} is an async function, and nobody awaits a listener of events. Pass a plain "
+                "one, which may put the event into a queue for a task of yours."
+            )
+    return on_event
 
 
 def name_of(error: BaseException) -> str:

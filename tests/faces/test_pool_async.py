@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import anyio
@@ -336,6 +337,26 @@ async def test_a_listener_that_raises_changes_nothing(fake: FakeProvider, caplog
         assert (await session.run_code("1")).text == "1"
     assert fake.live == frozenset()
     assert "on_event raised" in caplog.text
+
+
+class AsyncListener:
+    """A listener of the wrong kind that is no function itself."""
+
+    async def __call__(self, event: Event) -> None:
+        """Never run."""
+
+
+@pytest.mark.parametrize(
+    "on_event", [AsyncListener(), AsyncListener().__call__, functools.partial(AsyncListener.__call__, AsyncListener())]
+)
+async def test_an_async_listener_is_refused(fake: FakeProvider, on_event: Any) -> None:
+    """An async on_event, which nobody would await, is refused by name, by the pool and by `session.run`."""
+    with pytest.raises(ConfigurationError, match=r"on_event=.*async function"):
+        AsyncSandboxPool(endpoint=fake, on_event=on_event)
+    async with AsyncSandboxPool(endpoint=fake) as pool, pool.session("a") as session:
+        fragment = Fragment(template="code-interpreter-v1", code="1")
+        with pytest.raises(ConfigurationError, match=r"on_event=.*async function"):
+            await session.run(fragment, on_event=on_event)
 
 
 async def test_what_is_wrong_is_refused_at_construction() -> None:

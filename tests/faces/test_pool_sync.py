@@ -85,6 +85,23 @@ def test_callbacks_run_in_the_calling_thread(pool: SandboxPool) -> None:
         assert set(names) == {here}
 
 
+def test_an_async_listener_is_refused(fake: FakeProvider) -> None:
+    """An async on_event, which nobody would await, is refused by name, by the pool and by `session.run`."""
+
+    async def listen(event: object) -> None:
+        """Never run."""
+
+    with pytest.raises(errors.ConfigurationError, match=r"on_event=.*listen.*async function"):
+        SandboxPool(endpoint=fake, on_event=listen)
+    fragment = Fragment(template="code-interpreter-v1", code="1")
+    with (
+        SandboxPool(endpoint=fake) as pool,
+        pool.session("a") as session,
+        pytest.raises(errors.ConfigurationError, match=r"on_event=.*listen.*async function"),
+    ):
+        session.run(fragment, on_event=listen)
+
+
 def test_a_background_command_calls_back(pool: SandboxPool) -> None:
     """The callback of a background command, which outlives its call, runs in another thread and blocks nobody."""
     seen: list[str] = []

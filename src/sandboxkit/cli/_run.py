@@ -172,6 +172,8 @@ def _read(file: str) -> tuple[str, bytes]:
         UnsupportedOption: its suffix says another language.
     """
     if file == "-":
+        if sys.stdin is None:
+            raise ConfigurationError("Standard input is closed, and FILE '-' reads the program from it.")
         return "stdin.py", sys.stdin.buffer.read()
     path = Path(file)
     if path.suffix not in ("", ".py", ".pyw"):

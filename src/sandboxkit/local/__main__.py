@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -54,7 +55,8 @@ def _report_endpoint(endpoint: Endpoint) -> None:
 
 
 def _report(report: dict[str, Any]) -> None:
-    os.write(sys.stdout.fileno(), json.dumps(report).encode() + b"\n")
+    with contextlib.suppress(BrokenPipeError):  # who started us is gone, and the pipe's end ends us
+        os.write(sys.stdout.fileno(), json.dumps(report).encode() + b"\n")
     # Nothing is said there any more, and nobody reads: whoever prints by mistake must not fill the pipe.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 

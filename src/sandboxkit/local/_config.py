@@ -120,7 +120,12 @@ def cache_home(environment: Mapping[str, str] = os.environ) -> Path:
         return Path(own).expanduser().absolute()
     # The XDG specification: a relative path there is to be ignored.
     base = environment.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path("~/.cache").expanduser()) / "sandboxkit"
+    try:
+        return (Path(base) if base.startswith("/") else Path("~/.cache").expanduser()) / "sandboxkit"
+    except RuntimeError as error:
+        raise ConfigurationError(
+            "There is no home directory to keep the cache in: set SANDBOXKIT_HOME to a directory."
+        ) from error
 
 
 def state_root(config: EngineConfig) -> Path:

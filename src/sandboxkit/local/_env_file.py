@@ -3,11 +3,17 @@
 A process of its own writes it. A root engine gives up its user id before it answers, and may then no longer be allowed
 to write where its starter wants the file; the writer is forked before that. It also outlives an engine that is killed,
 so that no stale key stays behind.
+
+The writer may be killed, too. Before it writes the file it leaves a note in the engine's state directory: where the
+file is, and the digest of what stands in it. Who removes that directory (the engine at its end, root's supervisor, the
+next engine) first removes what the note names, if it is still that engine's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import signal
 import socket
@@ -20,13 +26,19 @@ from sandboxkit.errors import ConfigurationError
 CLOSE_TIMEOUT = 2.0
 """Seconds that the writer gets to remove the file."""
 
+NOTE = "env-file"
+_NOTE_LIMIT = 16 * 1024
+_FILE_LIMIT = 4096
+
 
 class EnvFile:
     """A file that exists while the engine answers. Made before any thread is started and any privilege given up."""
 
-    def __init__(self, path: str, *, not_for_writer: tuple[int, ...] = ()) -> None:
-        """Start the writer; `not_for_writer` are descriptors that it must not keep open."""
+    def __init__(self, path: str, *, state_dir: Path, not_for_writer: tuple[int, ...] = ()) -> None:
+        """Start the writer; `state_dir` will be the engine's directory when the file is written, `not_for_writer` are
+        descriptors that it must not keep open."""
         self._path = path
+        self._state_dir = state_dir
         self._line, theirs = socket.socketpair()
         self._pid = os.fork()
         if self._pid == 0:
@@ -34,7 +46,7 @@ class EnvFile:
                 self._line.close()
                 for descriptor in not_for_writer:
                     os.close(descriptor)
-                _write_and_remove(Path(path), theirs)
+                _write_and_remove(Path(os.path.abspath(path)), theirs, state_dir)
             finally:
                 os._exit(0)
         theirs.close()
@@ -50,11 +62,14 @@ class EnvFile:
             "E2B_API_URL": endpoint.api_url,
             "E2B_SANDBOX_URL": endpoint.sandbox_url,
         }
-        self._line.sendall("".join(f"{name}='{value}'\n" for name, value in values.items()).encode())
-        answer = self._line.recv(4096).decode()
+        try:
+            self._line.sendall("".join(f"{name}='{value}'\n" for name, value in values.items()).encode())
+            answer = self._line.recv(4096).decode()
+        except ConnectionError:
+            answer = ""
         if answer != "written":
             raise ConfigurationError(
-                f"The env-file {self._path!r} cannot be written: {answer or 'its writer is gone'}."
+                f"The env-file {self._path!r} cannot be written: {answer or 'its writer was killed'}."
             )
 
     def close(self) -> None:
@@ -69,23 +84,56 @@ class EnvFile:
         self._line.close()
         with contextlib.suppress(ChildProcessError):  # the supervisor's child, then
             os.waitpid(self._pid, 0)
+        remove_noted(self._state_dir)  # where the writer was killed, and we may
 
 
-def _write_and_remove(path: Path, line: socket.socket) -> None:
+def remove_noted(state_dir: Path) -> None:
+    """Remove the env-file that an engine with this state directory has left, if there is one and it is still its own.
+
+    Only a note of our own user is believed: the directory is the engine's, which may have less rights than we.
+    """
+    note = state_dir / NOTE
+    try:
+        descriptor = os.open(note, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return
+    with os.fdopen(descriptor, "rb") as file:
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            return
+        text = file.read(_NOTE_LIMIT)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        noted = json.loads(text)
+        path = Path(noted["path"])
+        # What lies there now may be anything, a pipe or another engine's file.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            is_same = hashlib.sha256(file.read(_FILE_LIMIT)).hexdigest() == noted["sha256"]
+        if is_same:
+            path.unlink()
+    with contextlib.suppress(OSError):
+        note.unlink()
+
+
+def _write_and_remove(path: Path, line: socket.socket, state_dir: Path) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the engine says when; it gets the same signals
-    content = line.recv(4096)
+    content = line.recv(_FILE_LIMIT)
     if not content:
         return
+    note = {"path": str(path), "sha256": hashlib.sha256(content).hexdigest()}
     try:
+        _write(state_dir / NOTE, json.dumps(note).encode())
         _write(path, content)
     except OSError as error:
-        line.sendall((error.strerror or type(error).__name__).encode())
+        with contextlib.suppress(OSError):
+            line.sendall((error.strerror or type(error).__name__).encode())
         return
-    line.sendall(b"written")
-    line.recv(1)  # the end of the engine, however it comes
     with contextlib.suppress(OSError):
-        if path.read_bytes() == content:  # another engine's file stays
+        line.sendall(b"written")
+        line.recv(1)  # the end of the engine, however it comes
+    remove_noted(state_dir)
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == content:  # the note went with the directory; another engine's file stays
             path.unlink()
 
 

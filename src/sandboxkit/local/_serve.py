@@ -21,10 +21,13 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from sandboxkit._types import Endpoint
+from sandboxkit.errors import EngineUnavailable
 from sandboxkit.local import _log
 from sandboxkit.local._config import EngineConfig, cache_home, state_root
+from sandboxkit.local._descriptors import limit, means_exhausted, raise_limit
 from sandboxkit.local._env_file import EnvFile
 from sandboxkit.local._log import log
 from sandboxkit.local.control._registry import Registry
@@ -60,8 +63,11 @@ def serve(config: EngineConfig, *, on_ready: OnReady | None = None, parent_pipe:
     from sandboxkit.local.isolation import BubblewrapIsolation, enter, release
 
     _log.configure(config.log_level)
+    raise_limit()
     listener = bind(config.host, config.port)
     env_file: EnvFile | None = None
+    home, state_dir = cache_home(), state_root(config).absolute() / f"engine-{os.getpid()}"
+    os.environ["SANDBOXKIT_HOME"] = str(home)  # the uid that is dropped to may have no home to find it by
 
     def ready(endpoint: Endpoint) -> None:
         if env_file is not None:
@@ -71,12 +77,12 @@ def serve(config: EngineConfig, *, on_ready: OnReady | None = None, parent_pipe:
 
     try:
         if config.env_file is not None:
-            env_file = EnvFile(config.env_file, not_for_writer=(listener.fileno(),))
-        home = cache_home()
-        home.mkdir(parents=True, exist_ok=True)
+            env_file = EnvFile(config.env_file, state_dir=state_dir, not_for_writer=(listener.fileno(),))
         indexes = KnownIndexes()
-        namespace = enter(state_root(config) / f"engine-{os.getpid()}", readable=[str(home)])
-        indexes.place_certificates(namespace.runtime / "etc")
+        with _naming_what_is_full():
+            home.mkdir(parents=True, exist_ok=True)
+            namespace = enter(state_dir, readable=[str(home)])
+            indexes.place_certificates(namespace.runtime / "etc")
         isolation = BubblewrapIsolation(namespace)
         templates = BuiltTemplates()
         services = Services(envd=EnvdService, interpreter=InterpreterService)
@@ -85,6 +91,8 @@ def serve(config: EngineConfig, *, on_ready: OnReady | None = None, parent_pipe:
             asyncio.run(_run_until_told(engine, ready, parent_pipe))
         finally:
             templates.close()
+            if env_file is not None:
+                env_file.close()
             release(namespace)
             signal.alarm(0)
     finally:
@@ -92,6 +100,17 @@ def serve(config: EngineConfig, *, on_ready: OnReady | None = None, parent_pipe:
             env_file.close()
         listener.close()
     return 0
+
+
+@contextlib.contextmanager
+def _naming_what_is_full() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EngineUnavailable(
+            f"The engine cannot keep its files: {error}. Make room or change the rights there, or let SANDBOXKIT_HOME "
+            "name another directory."
+        ) from error
 
 
 class Engine:
@@ -185,6 +204,8 @@ class Engine:
 
 
 async def _run_until_told(engine: Engine, on_ready: OnReady, parent_pipe: int | None) -> None:
+    asyncio.get_running_loop().set_exception_handler(_on_loop_error)
+
     def end() -> None:
         # The last resort: SIGALRM ends the process, whatever hangs. Its boxes die with it.
         signal.alarm(math.ceil(engine.shutdown_timeout) + ALARM_AFTER)
@@ -193,6 +214,14 @@ async def _run_until_told(engine: Engine, on_ready: OnReady, parent_pipe: int | 
     with _called_by_signals(end), _called_by_parent(end, parent_pipe):
         await engine.run(on_ready=on_ready)
         signal.alarm(math.ceil(engine.shutdown_timeout) + ALARM_AFTER)
+
+
+def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """asyncio's own report, but for one that is no bug: without descriptors it stops accepting for a second."""
+    if means_exhausted(context.get("exception")) and context.get("socket") is not None:
+        log(logging.ERROR, "engine.no_descriptors", limit=limit())
+    else:
+        loop.default_exception_handler(context)
 
 
 @contextlib.contextmanager

@@ -90,6 +90,9 @@ class LeasedSandbox:
     def host(self, port: int) -> str:
         return self._lease.core.sandbox.host(port)
 
+    def url(self, port: int) -> str:
+        return self._lease.core.sandbox.url(port)
+
     async def run_code(
         self,
         code: str,

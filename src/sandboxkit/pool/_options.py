@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from sandboxkit._types import NetworkMode, NetworkPolicy, OnLoss, TimeoutPolicy
+from sandboxkit._types import MAX_SECONDS, NetworkMode, NetworkPolicy, OnLoss, TimeoutPolicy
 from sandboxkit.errors import ConfigurationError, UnsupportedOption
-from sandboxkit.events import EventHandler
+from sandboxkit.events import EventHandler, listener
 from sandboxkit.pool._moves import Pairs, Spec
 from sandboxkit.provider._base import CreateRequest
 
@@ -71,8 +71,6 @@ def pool_options(
         raise _unsupported("timeouts.at_end", timeouts.at_end, '"kill" is')
     if network not in get_args(NetworkMode) and not isinstance(network, NetworkPolicy):
         raise ConfigurationError(f'network={network!r}: one of "deny", "packages", "internet" or a NetworkPolicy.')
-    if on_event is not None and not callable(on_event):
-        raise ConfigurationError(f"on_event={on_event!r} is not callable.")
     count("min_warm", min_warm, least=0)
     refuse_warm(min_warm)
     pool_id = uuid.uuid4()
@@ -83,7 +81,7 @@ def pool_options(
         acquire_timeout=seconds("acquire_timeout", acquire_timeout),
         timeouts=timeouts,
         network=network,
-        on_event=on_event,
+        on_event=listener(on_event),
         name=f"pool-{pool_id.hex[:8]}" if name is None else text("name", name),
         id=pool_id,
     )
@@ -97,13 +95,14 @@ def session_spec(
     Raises:
         ConfigurationError: an argument that cannot work; the message names it, never an environment's value.
     """
-    reserved = [key for key in metadata or {} if isinstance(key, str) and key.startswith(RESERVED)]
+    checked = pairs("metadata", metadata)
+    reserved = [key for key, _ in checked or () if key.startswith(RESERVED)]
     if reserved:
         raise ConfigurationError(f"metadata key {reserved[0]!r}: keys that begin with {RESERVED!r} are the pool's own.")
     return Spec(
         template=default_template if template is None else text("template", template),
-        envs=_pairs("envs", envs),
-        metadata=_pairs("metadata", metadata),
+        envs=pairs("envs", envs),
+        metadata=checked,
     )
 
 
@@ -157,6 +156,8 @@ def seconds(name: str, value: Any) -> float:
     """Check a positive, finite number of seconds."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
         raise ConfigurationError(f"{name}={value!r}: a positive number of seconds is needed.")
+    if value > MAX_SECONDS:
+        raise ConfigurationError(f"{name}={value!r}: at most {MAX_SECONDS:.0f} seconds are possible.")
     return float(value)
 
 
@@ -176,6 +177,20 @@ def text(name: str, value: Any) -> str:
     return value
 
 
+def code_text(name: str, value: Any) -> str:
+    """Check a text, which may be empty, that UTF-8 can encode. The message never holds it."""
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{name} is {type(value).__name__}; a text is needed.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(
+            f"{name}: the character at position {error.start} is half of a pair (U+{ord(value[error.start]):04X}), "
+            "which UTF-8 cannot encode."
+        ) from None
+    return value
+
+
 def refuse_warm(min_warm: int) -> None:
     """Refuse warm sandboxes, which are not supported yet."""
     if min_warm:
@@ -186,7 +201,8 @@ def _unsupported(option: str, value: object, instead: str) -> UnsupportedOption:
     return UnsupportedOption(f"{option}={value!r} is not supported yet; {instead}.", option=option)
 
 
-def _pairs(name: str, mapping: Mapping[str, str] | None) -> Pairs | None:
+def pairs(name: str, mapping: Mapping[str, str] | None) -> Pairs | None:
+    """Check a mapping of texts; the message never holds a value."""
     if mapping is None:
         return None
     if not isinstance(mapping, Mapping):

@@ -49,7 +49,8 @@ class AsyncSandboxPool:
         network: what sandboxes may reach; nothing by default.
         on_loss: what happens when a sandbox vanishes under its session: `"fail"` raises a typed error; the others are
             not supported yet.
-        on_event: is told every event, in the event loop's thread; it must not block, and what it raises is logged.
+        on_event: is told every event, in the event loop's thread: a plain function that does not block. What it raises
+            is logged.
         name: of the pool, in logs, events and the sandboxes' metadata.
 
     Raises:

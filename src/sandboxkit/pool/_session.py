@@ -12,12 +12,12 @@ import anyio
 
 from sandboxkit._types import CommandResult, Execution, FileNode
 from sandboxkit.errors import ConfigurationError, PathError, ProviderUnavailable, SessionConflict, UnsupportedOption
-from sandboxkit.events import Event, EventHandler, name_of
+from sandboxkit.events import Event, EventHandler, listener, name_of
 from sandboxkit.fragment import Fragment, FragmentResult
 from sandboxkit.pool._command import AsyncCommandHandle
 from sandboxkit.pool._lease import Lease, LeasedSandbox
 from sandboxkit.pool._moves import Spec
-from sandboxkit.pool._options import count, seconds
+from sandboxkit.pool._options import code_text, count, pairs, seconds, text
 from sandboxkit.pool._shell import Shell
 from sandboxkit.provider._base import OnOutput, OnResult
 from sandboxkit.runner import carry_out
@@ -83,10 +83,7 @@ class AsyncSession:
         if count("port", port, least=1) > 65535:
             raise ConfigurationError(f"port={port!r}: at most 65535 is possible.")
         self._lease.check()
-        host = self._sandbox.host(port)
-        name = host.rpartition(":")[0] or host
-        is_local = name in ("localhost", "127.0.0.1") or name.endswith(".localhost")
-        return f"{'http' if is_local else 'https'}://{host}"
+        return self._sandbox.url(port)
 
     # -- running ---------------------------------------------------------------------------------------------------
 
@@ -122,8 +119,15 @@ class AsyncSession:
         """
         limit = self._lease.shell.options.timeouts.code if timeout is None else seconds("timeout", timeout)
         count("max_output", max_output, least=1)
-        if not isinstance(code, str):
-            raise ConfigurationError(f"code is {type(code).__name__}; a text is needed.")
+        code_text("code", code)
+        pairs("envs", envs)
+        if text("language", language).lower() != "python":
+            raise UnsupportedOption(
+                f"language={language!r} is not supported yet; 'python' is.",
+                option="language",
+            )
+        if context is not None:
+            text("context", context)
         self._lease.check()
         tell, started_at = self._lease.core.tell, anyio.current_time()
         tell("code.started", language=language)
@@ -131,7 +135,7 @@ class AsyncSession:
         try:
             execution = await self._sandbox.run_code(
                 code,
-                language=language,
+                language=None if context is not None else language,  # a context has its language
                 context=context,
                 timeout=limit,
                 envs=envs,
@@ -208,7 +212,10 @@ class AsyncSession:
         """
         limit = self._lease.shell.options.timeouts.command if timeout is None else seconds("timeout", timeout)
         count("max_output", max_output, least=1)
-        line = _command_line(cmd)
+        line = code_text("cmd", _command_line(cmd))
+        pairs("envs", envs)
+        if cwd:
+            text("cwd", cwd)
         if background and timeout is not None:
             raise UnsupportedOption(
                 "timeout= has no effect with background=True; use handle.wait(timeout=...) and handle.kill().",
@@ -247,9 +254,10 @@ class AsyncSession:
 
         Args:
             fragment: what to carry out; its template has to be the session's.
-            on_event: is told the fragment's events, besides the pool's own listener.
+            on_event: is told the fragment's events, besides the pool's own listener; a plain function, as the pool's.
 
         Raises:
+            ConfigurationError: `on_event` is an async function, or none at all.
             SessionConflict: the fragment is for another template than the session's.
             TemplateNotFound: its template is not registered.
             FragmentError, DependencyError, UnsupportedOption: it cannot be carried out; nothing was run.
@@ -262,7 +270,7 @@ class AsyncSession:
             sandbox=self._sandbox,
             files=self._files,
             timeouts=self._lease.shell.options.timeouts,
-            emit=self._lease.core.tell.about(on_event),
+            emit=self._lease.core.tell.about(listener(on_event)),
         )
 
     async def stream(self, fragment: Fragment) -> AsyncGenerator[Event, None]:

@@ -106,7 +106,10 @@ class Shell:
             ForkedProcess: this process is not the one that made the pool.
         """
         if os.getpid() != self._pid:
-            raise ForkedProcess("This pool was made before os.fork() and cannot be used in the child; make a new one.")
+            raise ForkedProcess(
+                "This pool was made before os.fork() and cannot be used in the child. Start worker processes by "
+                "`spawn` or `forkserver`, and open a pool in each."
+            )
 
     async def run(self) -> None:
         """Live until `close()`, whoever calls it; nothing is left when this returns."""

@@ -176,6 +176,9 @@ class ProviderSandbox(Protocol):
     def host(self, port: int) -> str:
         """The public host name of a port; no request."""
 
+    def url(self, port: int) -> str:
+        """The public URL of a port: `host(port)` with the scheme by which the endpoint serves it; no request."""
+
     async def kill(self) -> bool:
         """Kill it. False if it was gone already, which is no error."""
 

@@ -140,6 +140,10 @@ class AsyncSafeFS:
 
     async def write_bytes(self, path: AnyPath, data: bytes) -> None:
         """Write bytes; else as `write`."""
+        if not isinstance(data, bytes | bytearray | memoryview):  # bytes(3) would be three zero bytes
+            raise ConfigurationError(
+                f"The data to write is {type(data).__name__}; bytes are needed, or text with write()."
+            )
         target = self._file(path)
         with self._telling(path):
             await self._files.write(target, bytes(data))

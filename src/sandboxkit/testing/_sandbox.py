@@ -78,6 +78,9 @@ class FakeSandbox:
     def host(self, port: int) -> str:
         return f"{port}-{self._id}.fake.invalid"
 
+    def url(self, port: int) -> str:
+        return f"https://{self.host(port)}"
+
     def info(self) -> SandboxInfo:
         return SandboxInfo(
             sandbox_id=self._id,

@@ -4,6 +4,7 @@ tested here, and so these tests run where namespaces are forbidden too."""
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import socket
 import subprocess
@@ -87,8 +88,26 @@ class Envd:
     def bash(self, script: str, **options: Any) -> list[dict[str, Any]]:
         """Run a script as the SDK does; all events and the end of the stream."""
         headers = options.pop("headers", {})
-        process = {"cmd": "/bin/bash", "args": ["-c", script], **options.pop("process", {})}
+        process = {**self.script(script)["process"], **options.pop("process", {})}
         return self.stream("Process/Start", {"process": process, **options}, **headers)
+
+    @staticmethod
+    def script(script: str, **more: Any) -> dict[str, Any]:
+        """The request that runs a script."""
+        return {"process": {"cmd": "/bin/bash", "args": ["-c", script]}, **more}
+
+    @staticmethod
+    def output(events: list[dict[str, Any]], kind: str = "stdout") -> bytes:
+        """All output of one kind, joined."""
+        chunks = [event.get("event", {}).get("data", {}).get(kind) for event in events]
+        return b"".join(base64.b64decode(chunk) for chunk in chunks if chunk)
+
+    @staticmethod
+    def end(events: list[dict[str, Any]]) -> dict[str, Any]:
+        """The end event; it must be the last but the end of the stream."""
+        assert events[-1] == {}, events[-1]
+        found: dict[str, Any] = events[-2]["event"]["end"]
+        return found
 
     def _start_agent(self) -> socket.socket:
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -150,6 +169,42 @@ def frames(body: bytes) -> list[dict[str, Any]]:
     return found
 
 
+class Live:
+    """A streaming call that is read event by event."""
+
+    def __init__(self, envd: Envd, method: str, message: object) -> None:
+        self._client = envd.client()
+        request = self._client.build_request(
+            "POST",
+            f"/process.{method}",
+            content=frame(json.dumps(message).encode()),
+            headers={"Content-Type": "application/connect+json"},
+        )
+        self._response = self._client.send(request, stream=True)
+        self._bytes = self._response.iter_raw()
+        self._buffer = b""
+
+    def __next__(self) -> dict[str, Any]:
+        while len(self._buffer) < 5 or len(self._buffer) < 5 + int.from_bytes(self._buffer[1:5], "big"):
+            self._buffer += next(self._bytes)
+        size = int.from_bytes(self._buffer[1:5], "big")
+        payload, self._buffer = self._buffer[5 : 5 + size], self._buffer[5 + size :]
+        found: dict[str, Any] = json.loads(payload)
+        return found
+
+    def rest(self) -> list[dict[str, Any]]:
+        """Everything up to the end of the stream."""
+        found = [next(self)]
+        while "event" in found[-1]:
+            found.append(next(self))
+        return found
+
+    def close(self) -> None:
+        """Hang up."""
+        self._response.close()
+        self._client.close()
+
+
 @pytest.fixture
 def envd(tmp_path: Path, no_leaks: None) -> Iterator[Envd]:
     """A fresh envd whose home is an empty directory."""
@@ -160,12 +215,14 @@ def envd(tmp_path: Path, no_leaks: None) -> Iterator[Envd]:
 
 
 @pytest.fixture
-def make_frame() -> Callable[..., bytes]:
-    """Build one envelope."""
-    return frame
+def live(envd: Envd) -> Iterator[Callable[..., Live]]:
+    """Open streams that are closed after the test."""
+    opened = []
 
+    def open_stream(method: str, message: object) -> Live:
+        opened.append(Live(envd, method, message))
+        return opened[-1]
 
-@pytest.fixture
-def read_frames() -> Callable[[bytes], list[dict[str, Any]]]:
-    """Take a response's envelopes apart."""
-    return frames
+    yield open_stream
+    for stream in opened:
+        stream.close()

@@ -9,12 +9,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
+import e2b
+import e2b_code_interpreter as interpreter
 import pytest
 from anyio.abc import SocketStream
+from packaging.version import Version
 
 from sandboxkit import Endpoint, errors
 from sandboxkit.provider._base import CreateRequest
-from sandboxkit.provider._e2b import E2BProvider
+from sandboxkit.provider._e2b import E2BProvider, E2BSandbox
+from sandboxkit.provider._e2b._request import connection_options
 
 CREATED = {"templateID": "t", "sandboxID": "abc", "clientID": "c", "envdVersion": "0.6.13", "envdAccessToken": "k"}
 
@@ -186,3 +190,24 @@ async def test_nobody_listens() -> None:
         await provider.kill("abc")
     assert isinstance(caught.value, errors.ProviderUnavailable)
     assert caught.value.sandbox_id == "abc"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "expected"),
+    [
+        (Endpoint("e2b_k"), "https://3000-ibox.e2b.app"),
+        (Endpoint("e2b_k", domain="e2b.example"), "https://3000-ibox.e2b.example"),
+        (Endpoint("e2b_k", "http://10.0.0.1:80", "http://10.0.0.1:81", "e2b.lan"), "http://3000-ibox.e2b.lan"),
+        (Endpoint("e2b_k", "https://api.test", "https://box.test", "localhost:9"), "https://3000-ibox.localhost:9"),
+    ],
+)
+def test_urls_have_the_scheme_of_the_endpoint(endpoint: Endpoint, expected: str) -> None:
+    """url() has the scheme by which the endpoint serves its sandboxes, whatever their host looks like."""
+    raw: Any = interpreter.AsyncSandbox(
+        sandbox_id="ibox",
+        envd_version=Version("0.6.13"),
+        envd_access_token=None,
+        sandbox_domain=endpoint.domain,
+        connection_config=e2b.ConnectionConfig(**connection_options(endpoint)),
+    )
+    assert E2BSandbox(raw, "base", None).url(3000) == expected

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -19,6 +21,7 @@ from typing import Any, Protocol
 from starlette.datastructures import QueryParams
 
 from sandboxkit.errors import SandboxkitError
+from sandboxkit.local._descriptors import are_short, means_exhausted
 from sandboxkit.local._log import log
 from sandboxkit.local._sandbox import SandboxSettings
 from sandboxkit.local.control._network import Network
@@ -134,8 +137,8 @@ class Sandboxes:
         """Make a sandbox, or return the one that the idempotency key stands for.
 
         Raises:
-            Refused: 409, 429, 503 as the registry says; 503 if it takes longer than `create_timeout`; 500 if the box
-                could not be made.
+            Refused: 409, 429, 503 as the registry says; 503 if it takes longer than `create_timeout` or no descriptors
+                are left; 500 if the box could not be made.
         """
         decision = self._registry.create(wanted, _now())
         sandbox_id = decision.sandbox.sandbox_id
@@ -246,6 +249,9 @@ class Sandboxes:
         egress: Egress | None = None
         try:
             async with asyncio.timeout(self._create_timeout), self._turns:
+                if are_short():
+                    # Before anything is begun: the sandboxes that are there need what is left.
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
                 box = await self._isolation.create(spec)
             egress = Egress(box.agent, self._way_out.dialler)
             await egress.set_policy(wanted.network.policy)
@@ -265,7 +271,7 @@ class Sandboxes:
                 template=wanted.template_id,
                 error=type(error).__name__,
                 duration=time.monotonic() - started,
-                exc_info=not isinstance(error, TimeoutError | SandboxkitError),
+                exc_info=not (isinstance(error, TimeoutError | SandboxkitError) or means_exhausted(error)),
             )
             raise _create_refusal(error, self._create_timeout) from error
         self._live[sandbox_id] = live
@@ -379,6 +385,14 @@ def _create_refusal(error: BaseException, limit: float) -> Refused:
             503,
             f"The sandbox could not be made within {limit:g} seconds: the machine is too busy",
             error_code="create_timeout",
+            retry=False,
+        )
+    if means_exhausted(error):
+        return Refused(
+            503,
+            "The sandbox could not be made: the engine has no descriptors left; kill some sandboxes or close "
+            "connections, or raise the engine's limit of open files",
+            error_code="no_descriptors",
             retry=False,
         )
     if isinstance(error, SandboxkitError):

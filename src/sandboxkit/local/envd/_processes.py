@@ -315,6 +315,10 @@ class Processes:
             running = await self._spawn(command, stdin, terminal)
         except AgentError as error:
             raise _start_error(command, error) from None
+        except OSError as error:  # of the engine's own: no descriptors left
+            raise ConnectError(
+                "resource_exhausted", f"error starting process '{command}': the engine: {error.strerror}"
+            ) from None
         finally:
             self._starting -= 1
         running.subscribe(subscription)
@@ -331,8 +335,12 @@ class Processes:
             process, master = await self._agent.spawn_pty(
                 argv, envs=envs, cwd=command.directory, cols=terminal.cols & 0xFFFF, rows=terminal.rows & 0xFFFF
             )
+            try:
+                keys = Input(os.dup(master))
+            except OSError:
+                os.close(master)  # its program ends of the hang-up
+                raise
             outputs: dict[Kind, Output] = {"pty": Output(master, chunk=CHUNK["pty"])}
-            keys = Input(os.dup(master))
             return Running(command, process, self._agent, outputs=outputs, stdin=None, terminal=keys)
         pipes = Pipes(stdin=stdin)
         try:

@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from sandboxkit.local import _answers as answers
+from sandboxkit.local._descriptors import means_exhausted
 from sandboxkit.local._log import log
 from sandboxkit.local._sandbox import ENVD_PORT, INTERPRETER_PORT
 from sandboxkit.local.control._sandboxes import Live, Receive, Sandboxes, Send
@@ -77,6 +78,12 @@ class Gateway:
                 ending = answers.error(503, "The engine is shutting down", error_code="engine_closing")
                 await ending(scope, receive, send)
         except Exception as error:
+            if means_exhausted(error):
+                log(logging.ERROR, "request.no_descriptors", sandbox_id=sandbox_id, method=scope["method"])
+                if not started:
+                    message = "The engine has no descriptors left; raise its limit of open files"
+                    await answers.error(503, message, error_code="no_descriptors")(scope, receive, send)
+                return
             log(
                 logging.ERROR,
                 "request.failed",

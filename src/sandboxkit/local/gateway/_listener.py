@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sandboxkit.errors import ConfigurationError
+from sandboxkit.local._descriptors import MAX_CONNECTIONS_SHARE, limit
 
 HEADER_LIMIT = 64 * 1024
 """Bytes of a request line and its headers together; signed URLs and trace headers stay far below."""
@@ -29,6 +30,7 @@ LINGER = 1.0
 """Seconds that a refused client may go on sending, unread, before its connection is closed."""
 
 TOO_LONG = "The request's headers are too long"
+TOO_MANY = "The engine has as many connections as its limit of open files allows; close some"
 
 BACKLOG = 1024
 
@@ -45,6 +47,11 @@ class BoundedProtocol(HttpToolsProtocol):
     """Bytes that a request which begins in this piece has of it; none after the end of another one, to be lenient."""
     _is_too_long = False
     _is_refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > limit() * MAX_CONNECTIONS_SHARE:
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, TOO_MANY)
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
@@ -91,12 +98,26 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._is_refused or self.transport.is_closing():
             return
         self._is_refused = True
+        if self._abandon_responses():
+            self.transport.close()  # an answer that has begun: nothing can be said after it
+            return
         body = b'{"code":%d,"message":"%s"}' % (status, message.encode())
         head = b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
         self.transport.write(head % (status, status.phrase.encode(), len(body)) + body)
         # Closing while the client still sends would reset the connection, and the answer would be lost to it.
         self.transport.write_eof()
         self.loop.call_later(LINGER, self.transport.close)
+
+    def _abandon_responses(self) -> bool:
+        """Let the requests that are being answered see their client gone: no more of theirs may be written. Returns
+        whether the answer to one had begun."""
+        self.pipeline.clear()
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            return False
+        cycle.disconnected = True
+        cycle.message_event.set()
+        return cycle.response_started
 
 
 class Server(uvicorn.Server):

@@ -11,6 +11,7 @@ import array
 import asyncio
 import contextlib
 import fcntl
+import itertools
 import os
 import signal
 import socket
@@ -75,8 +76,10 @@ class Kernel:
             AgentError: it could not be started: ENOENT for a missing `cwd`.
             AgentLost: the sandbox is gone.
         """
-        ours, theirs = socket.socketpair()
-        pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(2)]
+        try:
+            ours, theirs, pipes = _connections()
+        except OSError as error:
+            raise KernelFailed(f"The engine has no means left to start an interpreter: {error.strerror}.") from error
         try:
             fds = {1: pipes[0][1], 2: pipes[1][1], 3: theirs.fileno()}
             process = await agent.spawn([ENV_PYTHON, KERNEL], envs=envs, cwd=cwd, fds=fds)
@@ -297,6 +300,22 @@ class Kernel:
     def _go_on_idling(self) -> None:
         if not self._listening:
             self._forget_items()
+
+
+def _connections() -> tuple[socket.socket, socket.socket, list[tuple[int, int]]]:
+    """A pair of sockets and two pipes, or OSError and nothing."""
+    ours, theirs = socket.socketpair()
+    pipes: list[tuple[int, int]] = []
+    try:
+        for _ in range(2):
+            pipes.append(os.pipe2(os.O_CLOEXEC))
+    except BaseException:
+        for end in itertools.chain(*pipes):
+            os.close(end)
+        ours.close()
+        theirs.close()
+        raise
+    return ours, theirs, pipes
 
 
 def _text(said: bytes) -> str:

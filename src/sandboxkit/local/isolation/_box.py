@@ -224,7 +224,9 @@ class BubblewrapBox:
             if pidfd >= 0:
                 await _until_readable(pidfd)
         if self._outer is not None:
-            self._outer.poll()  # its pidfd has said that it ended
+            if self._outer.poll() is None:  # else its pidfd has said that it ended
+                self._outer.kill()  # there was no descriptor left for a pidfd
+                self._outer.wait()
         if self._init:
             # Ours since its parent is gone (the engine is a subreaper), unless that reaped it first.
             with contextlib.suppress(ChildProcessError):

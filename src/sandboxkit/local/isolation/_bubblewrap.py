@@ -88,11 +88,13 @@ class BubblewrapIsolation:
             try:
                 box.prepare()
                 layers = tuple(Layer(source=str(self._layer(one.source)), target=one.target) for one in spec.layers)
+                await box.start(
+                    self._bwrap,
+                    lambda *fds: self._plan(directory, layers, *fds),
+                    _seccomp.filter_for(os.uname().machine),
+                )
             except OSError as error:
                 raise EngineUnavailable(f"A sandbox could not be prepared: {error}.", sandbox_id=spec.box_id) from error
-            await box.start(
-                self._bwrap, lambda *fds: self._plan(directory, layers, *fds), _seccomp.filter_for(os.uname().machine)
-            )
         except BaseException:
             await box.end(BoxEnd("engine", "it did not start"))
             raise
@@ -155,8 +157,9 @@ class BubblewrapIsolation:
 
 
 def release(namespace: EngineNamespace) -> None:
-    """At the engine's end, after `aclose`: unmount its tmpfs and remove its state directory, as far as it may (after
-    a root start the supervisor does the rest)."""
+    """At the engine's end, after `aclose`: unmount its tmpfs and remove its state directory (after a root start the
+    supervisor does that: what is noted there may be beyond the engine's rights)."""
     os.chdir("/")
     _kernel.unmount(str(namespace.runtime))
-    shutil.rmtree(namespace.state_dir, ignore_errors=True)
+    if not namespace.started_as_root:
+        shutil.rmtree(namespace.state_dir, ignore_errors=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from sandboxkit.local.isolation._base import Limits
 CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "freezer")
 PREFIX = "sandboxkit-"
 LIFE = "freezer"
+BUSY_FOR = 0.05
+REMOVED_WITHIN = 10.0
+"""Seconds for the removal of all that a dead engine left."""
 PERIOD = 100_000
 SHARES_PER_CPU = 256
 """Of the 1,024 that everything else on the host has: a busy box gives way, an idle host is used."""
@@ -67,15 +71,17 @@ def _reap_dead() -> None:
 
 
 def remove_parents(name: str) -> None:
-    """Remove an engine's directories and those of its boxes, as far as they are empty and may be removed."""
-    for controllers, base in _bases(outside=name):
+    """Remove a dead engine's directories and those of its boxes. What still runs there is killed; where that takes too
+    long, the directory of LIFE stays, by which the next engine finds the rest."""
+    deadline = time.monotonic() + REMOVED_WITHIN
+    for controllers, base in sorted(_bases(outside=name), key=lambda each: LIFE in each[0]):
         path = base / directory_name(name)
         if LIFE in controllers and path.is_dir():
             with contextlib.suppress(OSError):  # we may be in it ourselves
                 (base / "cgroup.procs").write_text(str(os.getpid()))
-        for box in (entry for entry in subdirectories(path)):
-            remove_directory(box)
-        remove_directory(path)
+        for directory in (*subdirectories(path), path):
+            if not remove_directory(directory, until=deadline):
+                return
 
 
 class BoxCgroups:
@@ -183,16 +189,33 @@ def subdirectories(path: Path) -> list[Path]:
         return []
 
 
-def remove_directory(path: Path) -> None:
-    """rmdir; the kernel says busy for a moment after the last process was reaped."""
-    for _attempt in range(50):
+def remove_directory(path: Path, *, until: float | None = None) -> bool:
+    """rmdir; False where that fails. The kernel says busy for a moment after the last process was reaped.
+
+    Args:
+        path: the cgroup.
+        until: kill what runs in it, and try until then, by the monotonic clock. A busy machine takes its time to let
+            many killed processes go. Else only that moment is waited for.
+    """
+    deadline = time.monotonic() + BUSY_FOR if until is None else until
+    while True:
         try:
             path.rmdir()
         except FileNotFoundError:
-            return
+            return True
         except OSError as error:
-            if error.errno != errno.EBUSY:
-                return
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                return False
+            if until is not None:
+                _kill_all(path)
             time.sleep(0.001)
         else:
-            return
+            return True
+
+
+def _kill_all(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        for pid in (path / "cgroup.procs").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                if int(pid) not in (0, os.getpid()):  # 0: of a namespace that we do not see into
+                    os.kill(int(pid), signal.SIGKILL)

@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 from sandboxkit.local.isolation._base import Limits
-from sandboxkit.local.isolation._cgroup1 import HEADROOM, PERIOD, directory_name, remove_directory, subdirectories
+from sandboxkit.local.isolation._cgroup1 import (
+    HEADROOM,
+    PERIOD,
+    REMOVED_WITHIN,
+    directory_name,
+    remove_directory,
+    subdirectories,
+)
 
 CONTROLLERS = ("memory", "pids", "cpu")
 ENGINE = "engine"
@@ -66,12 +74,12 @@ def take_delegated(group: Path | None) -> Path | None:
 
 def remove_parent(name: str, group: Path | None = None, top: Path = Path("/sys/fs/cgroup")) -> None:
     """Remove an engine's directory and those below it, as far as they are empty, wherever above us it was made."""
+    deadline = time.monotonic() + REMOVED_WITHIN
     at = own_group() if group is None else group
     while at is not None:
         parent = at / directory_name(name)
-        for box in subdirectories(parent):
-            remove_directory(box)
-        remove_directory(parent)
+        for directory in (*subdirectories(parent), parent):
+            remove_directory(directory, until=deadline)
         at = at.parent if at not in (top, at.parent) else None
 
 

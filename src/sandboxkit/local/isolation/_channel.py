@@ -28,6 +28,8 @@ ANSWER_WITHIN = 60.0
 PACKETS_A_TURN = 32
 """Packets that one box may have handled before other work of the loop gets its turn."""
 
+NO_DESCRIPTORS = "the engine has no descriptors left"
+
 DescriptorCheck = Callable[[int], None]
 
 
@@ -106,6 +108,7 @@ class Channel:
             raise AgentError(errno.E2BIG, os.strerror(errno.E2BIG))
         if len(self._requests) >= MAX_OPEN or self._unsent_bytes > MAX_UNSENT:
             raise AgentError(errno.EAGAIN, "too many requests to this sandbox are waiting")
+        kept = _duplicates(fds)
         number = self._take_number()
         request = _Request(kind, self._loop.create_future())
         self._requests[number] = request
@@ -113,7 +116,7 @@ class Channel:
             self._running[number] = status
         if within is not None:
             request.deadline = self._loop.call_later(within, self._late, number)
-        self._send(number, kind, payload, fds)
+        self._send(number, kind, payload, kept)
         try:
             told, got = await request.future
         except asyncio.CancelledError:
@@ -175,11 +178,10 @@ class Channel:
         self._end("the agent did not answer in time", tell=True)
 
     def _send(self, number: int, kind: int, payload: bytes, fds: tuple[int, ...]) -> None:
-        """Queue a message's packets and send what can be sent. Descriptors are kept by duplicates until then."""
+        """Queue a message's packets and send what can be sent. The descriptors are closed after that."""
         cut = wire.packets(number, kind, payload)
-        kept = tuple(os.dup(fd) for fd in fds)
         self._unsent += [(packet, ()) for packet in cut[:-1]]
-        self._unsent.append((cut[-1], kept))
+        self._unsent.append((cut[-1], fds))
         self._unsent_bytes += sum(map(len, cut))
         self._flush()
 
@@ -222,16 +224,21 @@ class Channel:
                 _close_all(fds)
                 self._end("the agent is gone", tell=True)
                 return
+            # There was room for all that may come, so where fewer did, we have no descriptors left; that is no fault
+            # of the agent's.
+            is_short = bool(flags & socket.MSG_CTRUNC) and len(fds) < wire.MAX_FDS
             try:
-                if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(data) < wire.HEADER.size:
+                if flags & socket.MSG_TRUNC or (flags & socket.MSG_CTRUNC and not is_short):
                     raise ValueError("a packet of the wrong size")
-                self._packet(data, fds)
+                if len(data) < wire.HEADER.size:
+                    raise ValueError("a packet of the wrong size")
+                self._packet(data, fds, is_short=is_short)
             except ValueError as error:
                 _close_all(fds)
                 self._end(f"the agent talked nonsense: {error}", tell=True)
 
-    def _packet(self, data: bytes, fds: list[int]) -> None:
-        """Handle one packet; takes over `fds` unless it raises ValueError."""
+    def _packet(self, data: bytes, fds: list[int], *, is_short: bool) -> None:
+        """Handle one packet; takes over `fds` unless it raises ValueError. `is_short`: some could not be received."""
         number, kind, flags = wire.HEADER.unpack_from(data)
         piece = data[wire.HEADER.size :]
         if flags not in (0, wire.MORE):
@@ -254,18 +261,23 @@ class Channel:
             if len(fields) != 3 or fds:
                 raise ValueError("a refusal of the wrong shape")
             failure = AgentError(wire.number(fields[0]), to_text(fields[1])[:200], to_text(fields[2])[:4096])
+            if request.kind == wire.SPAWN:
+                self._running.pop(number, None)  # no EXIT will follow
+        elif is_short:
+            _close_all(fds)
+            if request.kind == wire.SPAWN:
+                self._kill_orphan(_pid(fields))
+            failure, fds = AgentError(errno.EMFILE, NO_DESCRIPTORS), []
         self._answered(number, request, fields, fds, failure)
 
     def _answered(
         self, number: int, request: _Request, fields: list[bytes], fds: list[int], failure: AgentError | None
     ) -> None:
-        if request.kind == wire.SPAWN and failure is None and wire.number(fields[0] if fields else b"") <= 0:
-            raise ValueError("a pid that is none")
+        if request.kind == wire.SPAWN and failure is None:
+            _pid(fields)
         del self._requests[number]
         if request.deadline is not None:
             request.deadline.cancel()
-        if failure is not None and request.kind == wire.SPAWN:
-            self._running.pop(number, None)
         if not request.future.done():
             if failure is not None:
                 request.future.set_exception(failure)
@@ -342,6 +354,25 @@ def _received(rights: Sequence[tuple[int, int, bytes]]) -> list[int]:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
     return list(fds)
+
+
+def _duplicates(fds: Sequence[int]) -> tuple[int, ...]:
+    """Duplicates of descriptors. AgentError EMFILE, and none of them, when there are not enough left."""
+    kept: list[int] = []
+    try:
+        for fd in fds:
+            kept.append(os.dup(fd))
+    except OSError as error:
+        _close_all(kept)
+        raise AgentError(error.errno or errno.EMFILE, NO_DESCRIPTORS) from error
+    return tuple(kept)
+
+
+def _pid(fields: Sequence[bytes]) -> int:
+    pid = wire.number(fields[0] if fields else b"")
+    if pid <= 0:
+        raise ValueError("a pid that is none")
+    return pid
 
 
 def _close_all(fds: Sequence[int]) -> None:

@@ -6,12 +6,14 @@ and empty cgroups remain. A state directory belongs to a live engine as long as 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
 import shutil
 from pathlib import Path
 
+from sandboxkit.local._env_file import remove_noted
 from sandboxkit.local.isolation import _cgroup1, _cgroup2
 
 LOCK = "lock"
@@ -29,8 +31,13 @@ def reap_stale(state_root: str | os.PathLike[str]) -> list[str]:
         state = Path(state_root, name)
         try:
             lock = os.open(state / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            # No engine's; or one was killed between the making of its directory and that of its lock.
+            with contextlib.suppress(OSError):
+                state.rmdir()
+            continue
         except OSError:
-            continue  # no engine's, or another user's
+            continue  # another user's
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -44,9 +51,17 @@ def reap_stale(state_root: str | os.PathLike[str]) -> list[str]:
 
 
 def clean_engine(state: Path) -> None:
-    """Remove one engine's cgroups and state directory. What has gone already is passed over."""
+    """Remove one engine's cgroups, env-file and state directory. What has gone already is passed over."""
+    remove_noted(state)
     _cgroup1.remove_parents(group_name(state))
     _cgroup2.remove_parent(group_name(state))
+    # The lock last: a directory without one is nobody's, should we be killed in between.
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(state)):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            elif entry.name != LOCK:
+                os.unlink(entry.path)
     shutil.rmtree(state, ignore_errors=True)
 
 

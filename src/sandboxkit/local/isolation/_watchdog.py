@@ -61,7 +61,8 @@ class Watchdog:
             if not boxes:
                 self._places.clear()
                 return
-            self._look(boxes)
+            with contextlib.suppress(OSError):  # no descriptors left for /proc: look again when there are
+                self._look(boxes)
             await asyncio.sleep(EVERY)
 
     def _look(self, boxes: list[BubblewrapBox]) -> None:

@@ -40,7 +40,7 @@ def cross() -> TrioCall | Here:
     if _first_use_pid != os.getpid():
         raise ForkedProcess(
             "The E2B SDK was used before os.fork(), and cannot make a request in the child. Start worker processes by "
-            "`spawn` or `forkserver`, or open the first pool after the fork."
+            "`spawn` or `forkserver`, or fork before the first pool is used."
         )
     return on_asyncio()
 

@@ -34,7 +34,7 @@ else:
     from e2b_code_interpreter import AsyncSandbox
 
 # What the interpreters say in an error event when there is no kernel any more: the engine's, then E2B's own two.
-_KERNEL_DIED = frozenset({"KernelDied", "ContextRestarting", "WebSocketError"})
+_KERNEL_DIED = frozenset({"KernelDied", "ContextRestarting", "InterpreterUnavailable", "WebSocketError"})
 
 
 class E2BSandbox:
@@ -138,6 +138,10 @@ class E2BSandbox:
 
     def host(self, port: int) -> str:
         return self._raw.get_host(port)
+
+    def url(self, port: int) -> str:
+        served = self._raw.connection_config.get_sandbox_url(self.sandbox_id, self._raw.sandbox_domain)
+        return f"{served.partition('://')[0]}://{self.host(port)}"
 
     async def kill(self) -> bool:
         killed: bool = await cross()(one_request, self._raw.kill, "killing it", self.sandbox_id)

@@ -1,0 +1,204 @@
+"""kill -9 of the engine, in each of its parts: what is left dies at once, and the next engine takes the rest away."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import e2b
+import e2b_code_interpreter as interpreter
+import httpx
+import pytest
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
+
+BUSY = "(while :; do :; done & (setsid sleep 1000 &); exec setsid sleep 1000) >/dev/null 2>&1 </dev/null &"
+
+Victims = Callable[[Any], list[int]]
+
+VICTIMS: dict[str, Victims] = {
+    "the engine": lambda run: [run.pid],
+    "its supervisor": lambda run: [run.process.pid],
+    "both": lambda run: [run.process.pid, run.pid],
+    "both, the engine first": lambda run: [run.pid, run.process.pid],
+}
+
+
+def gone_with(run: Any, tools: Any, victims: list[int]) -> None:
+    """Kill some, and see all end."""
+    everything = run.all_pids()
+    run.kill(*dict.fromkeys(victims))
+    tools.wait_until(lambda: not tools.alive(everything), what="processes outlived their engine")
+
+
+def nothing_left_but(run: Any, tools: Any) -> None:
+    """One live engine's own directory, and no port of the dead one."""
+    assert run.cgroups() == []
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{run.url}/health")
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_the_next_engine_finds_nothing(start: Any, tools: Any, who: str, victim: str) -> None:
+    """After kill -9 all processes die at once; after the next start no directory, cgroup or port of it is left."""
+    first = start(who=who)
+    if victim != "the engine" and first.pid == first.process.pid:
+        pytest.skip("an engine that no root started has no supervisor")
+    with first.client() as client:
+        for _ in range(2):
+            first.run(client, first.create(client), BUSY)
+    assert len(first.all_pids()) > 8
+    gone_with(first, tools, VICTIMS[victim](first))
+    second = start(who=who)
+    nothing_left_but(first, tools)
+    assert len(second.state_directories()) == 1
+    with second.client() as client:
+        assert client.get("/v2/sandboxes").json() == []
+        assert "data" in second.run(client, second.create(client), "echo still here")
+    assert second.stop() == 0
+    assert second.state_directories() == []
+
+
+@pytest.mark.full
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_twenty_busy_sandboxes(start: Any, tools: Any, who: str, victim: str) -> None:
+    """The same while twenty sandboxes run busy processes and daemons."""
+    first = start(who=who)
+    if victim != "the engine" and first.pid == first.process.pid:
+        pytest.skip("an engine that no root started has no supervisor")
+    with first.client() as client:
+        for _ in range(20):
+            first.run(client, first.create(client), BUSY)
+    assert len(first.all_pids()) >= 20 * 5
+    gone_with(first, tools, VICTIMS[victim](first))
+    second = start(who=who)
+    nothing_left_but(first, tools)
+    assert len(second.state_directories()) == 1
+
+
+def test_killed_again_and_again(start: Any, tools: Any) -> None:
+    """Engines that are killed at any moment of their start or life leave nothing that a later one does not find."""
+    for _ in range(4):
+        run = start()
+        everything = run.all_pids()
+        os.kill(run.process.pid, signal.SIGKILL)
+        run.process.wait(10)
+        tools.wait_until(lambda everything=everything: not tools.alive(everything))
+    # Killed between the making of its directory and that of its lock.
+    (run.root / "run" / "engine-1").mkdir()
+    last = start()
+    assert len(last.state_directories()) == 1
+
+
+# -- the env-file -------------------------------------------------------------------------------------------------
+
+
+def writer_of(run: Any, tools: Any) -> int:
+    """The env-file's writer: the child that is not the engine, no sandbox, and has the same program."""
+    own = Path(f"/proc/{run.process.pid}/cmdline").read_bytes()
+    same = [
+        pid
+        for pid, parent in tools.parents().items()
+        if parent == run.process.pid and pid != run.pid and Path(f"/proc/{pid}/cmdline").read_bytes() == own
+    ]
+    assert len(same) == 1, same
+    return same[0]
+
+
+def test_no_key_is_left_when_its_writer_is_killed(start: Any, tools: Any, who: str) -> None:
+    """The writer of the env-file is killed: an orderly end removes the file all the same."""
+    run = start(who=who)
+    file = run.root / "engine.env"
+    assert run.stop() == 0
+    run = start(who=who, env_file=str(file))
+    assert file.exists()
+    os.kill(writer_of(run, tools), signal.SIGKILL)
+    with run.client() as client:
+        assert client.get("/health").status_code == 200
+    assert run.stop() == 0
+    assert not file.exists()
+
+
+def test_no_key_is_left_when_all_are_killed(start: Any, tools: Any, who: str) -> None:
+    """Engine, supervisor and writer are killed at once: the next engine removes the file, and none but that."""
+    run = start(who=who, env_file=str(Path("/tmp", f"sandboxkit-{os.getpid()}-{who}.env")))
+    file = Path("/tmp", f"sandboxkit-{os.getpid()}-{who}.env")
+    try:
+        assert "E2B_API_KEY" in file.read_text()
+        gone_with(run, tools, [writer_of(run, tools), run.process.pid, run.pid])
+        assert file.exists()
+        start(who=who).stop()
+        assert not file.exists()
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def test_another_engines_env_file_stays(start: Any, tools: Any) -> None:
+    """A file that was written since by somebody else is not the dead engine's to remove."""
+    file = Path("/tmp", f"sandboxkit-{os.getpid()}-other.env")
+    try:
+        run = start(env_file=str(file))
+        gone_with(run, tools, [writer_of(run, tools), run.process.pid, run.pid])
+        file.write_text("E2B_API_KEY='somebody else'\n")
+        start().stop()
+        assert file.read_text() == "E2B_API_KEY='somebody else'\n"
+    finally:
+        file.unlink(missing_ok=True)
+
+
+# -- what is inside -----------------------------------------------------------------------------------------------
+
+
+def inside(run: Any, tools: Any) -> dict[str, int]:
+    """The processes of the only sandbox: bubblewrap outside, its init, the agent."""
+    outer = [pid for pid, parent in tools.parents().items() if parent == run.pid]
+    assert len(outer) == 1, outer
+    (init,) = (pid for pid, parent in tools.parents().items() if parent == outer[0])
+    (agent,) = (pid for pid, parent in tools.parents().items() if parent == init)
+    return {"bubblewrap": outer[0], "init": init, "agent": agent}
+
+
+@pytest.mark.parametrize("victim", ["bubblewrap", "init", "agent"])
+def test_a_sandbox_whose_pillar_is_killed(start: Any, tools: Any, victim: str) -> None:
+    """kill -9 of bubblewrap, of its init or of the agent: a command that runs and all later calls get the SDK's typed
+    answers, nothing of the sandbox is left, and the registry says so."""
+    run = start()
+    interpreter.Sandbox.create(**run.sdk).kill()  # the template's layers stay mounted from now on
+    before = run.size()
+    sandbox = interpreter.Sandbox.create(**run.sdk)
+    running = sandbox.commands.run("sleep 1000", background=True)
+    everything = tools.descendants(inside(run, tools)["bubblewrap"])
+    os.kill(inside(run, tools)[victim], signal.SIGKILL)
+    with pytest.raises((e2b.SandboxException, httpx.TransportError)) as told:
+        running.wait()
+    assert isinstance(told.value, e2b.SandboxException), told.value
+    tools.wait_until(lambda: not sandbox.is_running())
+    with pytest.raises((e2b.SandboxNotFoundException, e2b.TimeoutException)):
+        sandbox.commands.run("true")
+    with pytest.raises((e2b.SandboxNotFoundException, e2b.TimeoutException)):
+        sandbox.run_code("1")
+    tools.wait_until(lambda: not tools.alive(everything))
+    assert e2b.Sandbox.list(**run.sdk).next_items() == []
+    tools.wait_until(lambda: (run.size().mounts, run.size().processes) == (before.mounts, before.processes))
+    assert interpreter.Sandbox.create(**run.sdk).run_code("6 * 7").text == "42"
+    assert "Traceback" not in run.log()
+
+
+def test_a_kernel_that_is_killed_comes_back(start: Any, tools: Any) -> None:
+    """kill -9 of a kernel in the middle of a cell: the client gets a typed error, and the context a fresh kernel."""
+    run = start()
+    sandbox = interpreter.Sandbox.create(**run.sdk)
+    assert sandbox.run_code("x = 1; x").text == "1"
+    pid = sandbox.commands.run("pgrep -f kernel.py | head -1 || true").stdout.strip()
+    assert pid, "no kernel is seen"
+    sandbox.commands.run(f"(sleep 0.3; kill -9 {pid}) >/dev/null 2>&1 &")
+    execution = sandbox.run_code("import time; time.sleep(1000)")
+    assert execution.error is not None
+    assert execution.error.name == "ContextRestarting"
+    assert sandbox.run_code("'x' in dir()").text == "False"
+    assert sandbox.is_running()
+    assert "Traceback" not in run.log()
