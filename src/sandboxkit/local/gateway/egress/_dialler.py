@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import resource
 import socket
 import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from sandboxkit.local._descriptors import MAX_CALLS_SHARE, limit
 from sandboxkit.local.gateway.egress import _routes
 from sandboxkit.local.gateway.egress._addresses import Address
 from sandboxkit.local.gateway.egress._rules import Policy, Refusal
@@ -25,8 +25,6 @@ up; each sandbox has few places of its own."""
 LOOKUP_WITHIN = 10.0
 DIAL_WITHIN = 10.0
 MOST_ADDRESSES = 8
-DESCRIPTORS_KEPT = 512
-"""Descriptors that connections leave to the rest of the engine."""
 
 
 class Unreachable(Exception):
@@ -70,8 +68,8 @@ class Dialler:
         self._resolve = resolve
         self._is_own = is_own
         self._lookups = asyncio.Semaphore(LOOKUPS)
-        room = (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - DESCRIPTORS_KEPT) // 2
-        self.connections = asyncio.Semaphore(max(16, min(room, 8192)) if connections is None else connections)
+        room = int(limit() * MAX_CALLS_SHARE) // 2
+        self.connections = asyncio.Semaphore(max(16, room) if connections is None else connections)
 
     async def call(
         self, host: Address | str, port: int, *, policy: Callable[[], Policy], lookups: asyncio.Semaphore
