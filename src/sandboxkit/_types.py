@@ -50,7 +50,7 @@ class NetworkPolicy:
 
     Entries are names, `*.` names (everything below, not the name itself), addresses and CIDR blocks. Nothing is
     reachable that is not allowed, and what is denied is not, whatever allows it. Private and local addresses must be
-    listed by address. E2B denies no names; denied blocks cannot stand beside allowed names: UnsupportedOption.
+    listed by address. E2B denies no names; denied public blocks cannot stand beside allowed names: UnsupportedOption.
     """
 
     allow: tuple[str, ...] = ()

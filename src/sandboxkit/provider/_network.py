@@ -87,9 +87,11 @@ def _of_policy(policy: NetworkPolicy, *, denies_names: bool) -> NetworkOptions:
             "out, since nothing is reachable that is not allowed.",
             option="network",
         )
-    if deny_blocks and allow_names:
+    # The engine lets no name lead to a private address anyhow; a service of E2B's has not said so.
+    open_blocks = [block for block in deny_blocks if not (denies_names and block.is_private)]
+    if open_blocks and allow_names:
         raise UnsupportedOption(
-            f"NetworkPolicy(deny=({str(deny_blocks[0])!r}, ...)) beside an allowed name ({allow_names[0]!r}): what is "
+            f"NetworkPolicy(deny=({str(open_blocks[0])!r}, ...)) beside an allowed name ({allow_names[0]!r}): what is "
             "allowed by name is reached at whatever address it has. Allow addresses, or deny names.",
             option="network",
         )
