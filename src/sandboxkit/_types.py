@@ -46,7 +46,12 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class NetworkPolicy:
-    """Hosts and networks that a sandbox may reach (`allow`) or may not (`deny`); nothing else is reachable."""
+    """Hosts and networks that a sandbox may reach (`allow`), and those among them that it may not (`deny`).
+
+    Entries are names, `*.` names (everything below, not the name itself), addresses and CIDR blocks. Nothing is
+    reachable that is not allowed, and what is denied is not, whatever allows it. Private and local addresses must be
+    listed by address. E2B denies no names; denied public blocks cannot stand beside allowed names: UnsupportedOption.
+    """
 
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()

@@ -65,7 +65,7 @@ def test_create_info_kill(create: Callable[..., e2b.Sandbox], group: dict[str, s
     assert before - timedelta(seconds=1) < info.started_at < datetime.now(UTC) + timedelta(seconds=1)
     assert info.end_at - info.started_at == timedelta(seconds=120)
     assert (info.cpu_count, info.memory_mb) == (2, 2048)
-    assert info.allow_internet_access is None
+    assert info.allow_internet_access is False
     assert sandbox.is_running()
     assert sandbox.kill()
     assert not sandbox.is_running()
@@ -223,9 +223,11 @@ def test_an_unknown_template_is_named(sdk: Options) -> None:
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"allow_internet_access": True}, "--internet"),
         ({"lifecycle": {"on_timeout": {"action": "pause", "mode": "filesystem"}}}, "autoPauseMemory"),
-        ({"network": {"allow_out": ["1.1.1.1"]}}, "network.allowOut"),
+        ({"network": {"allow_out": ["0x7f.1"]}}, "network.allowOut"),
+        ({"network": {"rules": {"example.com": [{"transform": {"headers": {"A": "b"}}}]}}}, "network.rules"),
+        ({"network": {"egress_proxy": {"address": "proxy.example:1080"}}}, "network.egressProxy"),
+        ({"network": {"dns_servers": ["192.0.2.1"]}}, "network.dnsServers"),
         ({"network": {"allow_public_traffic": False}}, "network.allowPublicTraffic"),
         ({"volume_mounts": {"/data": "volume"}}, "volumeMounts"),
         ({"timeout": 10**9}, "timeout"),

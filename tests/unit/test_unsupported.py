@@ -34,7 +34,7 @@ SESSION_CALLS: list[tuple[str, Callable[[AsyncSandboxPool, AsyncSession], Awaita
 ]
 """Refused when they are called."""
 
-NETWORKS: list[Any] = ["packages", NetworkPolicy(allow=("example.org",)), NetworkPolicy()]
+NETWORKS: list[Any] = [NetworkPolicy(allow=("example.org",), deny=("8.8.8.0/24",))]
 """Refused by the door, when the first sandbox is asked for."""
 
 PLAIN_CALLS: list[tuple[str, Callable[[], object]]] = [

@@ -72,6 +72,7 @@ def examine() -> Iterator[Line]:
         return
     yield _extra()
     yield from _isolation()
+    yield _network()
     yield _installer()
     yield _space()
     yield _template()
@@ -142,6 +143,39 @@ def _isolation() -> Iterator[Line]:
 
     for check in checks():
         yield Line(name=check.name, status=check.status, detail=check.detail, fix=check.fix)
+
+
+def _network() -> Line:
+    """What `packages` would let through, from this machine's own settings."""
+    from sandboxkit.local.indexes import learn, read_settings, with_defaults
+
+    found = learn(with_defaults(read_settings()))
+    hosts = ", ".join(f"{host}:{port}" for host, port in sorted(found.endpoints))
+    notes = f" (left out: {'; '.join(found.left_out)})" if found.left_out else ""
+    modes = "deny by default; packages, internet and rules where asked for; "
+    if not hosts:
+        return Line(
+            name="network",
+            status="warn",
+            detail=f"{modes}packages has nothing to let through{notes}",
+            fix="configure an index for pip, uv or npm that sandboxes may know: no credentials, not on loopback",
+        )
+    behind = next(
+        (name for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy") if os.environ.get(name)), None
+    )
+    if behind:
+        return Line(
+            name="network",
+            status="warn",
+            detail=f"{modes}{behind} is set, and the engine does not go through other proxies",
+            fix="give this machine a direct way to the package indexes, or leave sandboxes at deny",
+        )
+    return Line(
+        name="network",
+        status="ok" if found.is_whole else "warn",
+        detail=f"{modes}packages is {hosts}{notes}",
+        fix="" if found.is_whole else "see whether the index answers from here",
+    )
 
 
 def _installer() -> Line:

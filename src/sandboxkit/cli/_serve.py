@@ -33,7 +33,7 @@ from sandboxkit.errors import EngineUnavailable
     default="deny",
     show_default=True,
     type=click.Choice(["deny", "packages", "internet"]),
-    help="What a sandbox may reach when its creator does not say.",
+    help="What a sandbox may reach when its creator does not say, and the most that a creator may ask for.",
 )
 @click.option(
     "--max-sandboxes",

@@ -85,7 +85,8 @@ def start_engine(config: EngineConfig | None = None, *, timeout: float = START_T
         raise errors.EngineUnavailable(
             f"The local engine runs on Linux only, and this is {sys.platform}; set E2B_API_KEY and use endpoint='e2b'."
         )
-    wanted = config or EngineConfig(log_level="warning")
+    # It serves this program alone, which says of each sandbox what it may reach: the ceiling is what it may say.
+    wanted = config or EngineConfig(log_level="warning", internet_ceiling="internet")
     deadline = time.monotonic() + timeout
     if not _lock.acquire(timeout=timeout):
         raise errors.EngineUnavailable(f"Another thread has been starting the local engine for {timeout:g} seconds.")

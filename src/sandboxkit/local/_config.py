@@ -29,7 +29,8 @@ class EngineConfig:
         port: port to listen on; 0 takes a free one.
         env_file: where to write the three variables for E2B's SDKs once the engine answers; None writes nothing.
         isolation: what makes the boxes; `auto` is bubblewrap.
-        internet: what a sandbox may reach when its creator does not say; only `deny` until the egress proxy exists.
+        internet: what a sandbox may reach when its creator does not say.
+        internet_ceiling: the most that a creator may ask for; None means what `internet` says, and no more.
         state_root: directory for what engines keep while they run; None means `run` beneath `cache_home()`.
         max_sandboxes: sandboxes at once, those being made and being killed included; 429 past that.
         max_memory: bytes that all sandboxes together may be promised, the sum of their memory limits; a create that
@@ -51,6 +52,7 @@ class EngineConfig:
     env_file: str | None = None
     isolation: IsolationName = "auto"
     internet: Internet = "deny"
+    internet_ceiling: Internet | None = None
     state_root: str | None = None
     max_sandboxes: int = 200
     max_memory: int | None = None
@@ -92,11 +94,20 @@ class EngineConfig:
             raise UnsupportedOption(
                 "isolation='gvisor' is not supported yet; use 'auto' or 'bwrap'.", option="isolation"
             )
-        if self.internet != "deny":
-            raise UnsupportedOption(
-                f"internet={self.internet!r} is not supported yet: sandboxes have no network; use 'deny'.",
-                option="internet",
+        order = get_args(Internet)
+        if self.internet_ceiling is not None and self.internet_ceiling not in order:
+            raise ConfigurationError(
+                f"internet_ceiling={self.internet_ceiling!r}: one of {', '.join(order)} is needed."
             )
+        if order.index(self.ceiling) < order.index(self.internet):
+            raise ConfigurationError(
+                f"internet={self.internet!r} is more than internet_ceiling={self.internet_ceiling!r} allows."
+            )
+
+    @property
+    def ceiling(self) -> Internet:
+        """The most that a sandbox may be allowed to reach."""
+        return self.internet if self.internet_ceiling is None else self.internet_ceiling
 
     def to_json(self) -> str:
         """Write it as one line of JSON; holds no secret."""

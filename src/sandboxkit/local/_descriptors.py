@@ -1,8 +1,8 @@
 """The engine's own supply of descriptors: how many it may have, and what an error says that means there are none left.
 
 Who runs out of descriptors cannot accept, open, pipe or fork. The engine must go on serving the sandboxes that it has,
-so two things that others may ask for at will stop short of the limit: connections (`MAX_CONNECTIONS_SHARE`) and new
-sandboxes, which need `FREE_FOR_SANDBOX` to be left.
+so the things that others may ask for at will stop short of the limit: connections (`MAX_CONNECTIONS_SHARE`), calls to
+the outside (`MAX_CALLS_SHARE`), and new sandboxes, which need `FREE_FOR_SANDBOX` to be left.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ FREE_FOR_SANDBOX = 64
 
 MAX_CONNECTIONS_SHARE = 0.5
 """Part of the limit that clients' connections may take."""
+
+MAX_CALLS_SHARE = 0.25
+"""Part of the limit that calls of sandboxes to the outside may take, at two descriptors each."""
 
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE})
 

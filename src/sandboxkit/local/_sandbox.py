@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from sandboxkit.local.isolation._base import BASE_PATH, HOME, PREFIX, USER
@@ -24,10 +24,14 @@ class SandboxSettings:
     home: str = HOME
     workdir: str = HOME
     has_interpreter: bool = False
+    network_variables: Callable[[], Mapping[str, str]] = field(default=dict, repr=False)
+    """What programs need now to get out: it changes with the sandbox's network."""
 
     def base_environment(self) -> dict[str, str]:
         """The environment that every process of the sandbox starts from: ours, then the sandbox's own."""
-        path = f"{PREFIX}/env/bin:{BASE_PATH}" if self.has_interpreter else f"{PREFIX}/python/bin:{BASE_PATH}"
+        python = "env" if self.has_interpreter else "python"
+        # What a user installs for themselves goes before what the template has.
+        path = f"{self.home}/.local/bin:{PREFIX}/{python}/bin:{BASE_PATH}"
         ours = {
             "PATH": path,
             "HOME": self.home,
@@ -38,4 +42,4 @@ class SandboxSettings:
             "E2B_SANDBOX_ID": self.sandbox_id,
             "E2B_TEMPLATE_ID": self.template_id,
         }
-        return ours | dict(self.envs)
+        return ours | dict(self.network_variables()) | dict(self.envs)

@@ -30,13 +30,15 @@ from sandboxkit.local._config import EngineConfig, cache_home, state_root
 from sandboxkit.local._descriptors import limit, means_exhausted, raise_limit
 from sandboxkit.local._env_file import EnvFile
 from sandboxkit.local._log import log
-from sandboxkit.local.control._parts import Services
+from sandboxkit.local.control._parts import Services, WayOut
 from sandboxkit.local.control._registry import Registry
 from sandboxkit.local.control._rest import RestApi
 from sandboxkit.local.control._sandboxes import Sandboxes
 from sandboxkit.local.control._templates import BuiltTemplates, Templates
 from sandboxkit.local.gateway._gateway import Gateway
 from sandboxkit.local.gateway._listener import Server, bind, server
+from sandboxkit.local.gateway.egress._dialler import Dialler
+from sandboxkit.local.indexes import KnownIndexes
 from sandboxkit.local.isolation._base import Isolation
 
 ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
@@ -77,13 +79,15 @@ def serve(config: EngineConfig, *, on_ready: OnReady | None = None, parent_pipe:
     try:
         if config.env_file is not None:
             env_file = EnvFile(config.env_file, state_dir=state_dir, not_for_writer=(listener.fileno(),))
+        indexes = KnownIndexes()
         with _naming_what_is_full():
             home.mkdir(parents=True, exist_ok=True)
             namespace = enter(state_dir, readable=[str(home)])
+            indexes.place_certificates(namespace.runtime / "etc")
         isolation = BubblewrapIsolation(namespace)
         templates = BuiltTemplates()
         services = Services(envd=EnvdService, interpreter=InterpreterService)
-        engine = Engine(config, listener, isolation=isolation, services=services, templates=templates)
+        engine = Engine(config, listener, isolation=isolation, services=services, templates=templates, indexes=indexes)
         try:
             asyncio.run(_run_until_told(engine, ready, parent_pipe))
         finally:
@@ -121,8 +125,10 @@ class Engine:
         isolation: Isolation,
         services: Services,
         templates: Templates,
+        indexes: KnownIndexes | None = None,
     ) -> None:
         self._config = config
+        self._indexes = KnownIndexes() if indexes is None else indexes
         self._listener = listener
         self._isolation = isolation
         self._services = services
@@ -145,6 +151,7 @@ class Engine:
             max_creating=self._config.max_creating,
             create_timeout=self._config.create_timeout,
             warm=self._config.warm,
+            way_out=WayOut(Dialler(closed_ports=frozenset({self._listener.getsockname()[1]})), self._indexes),
         )
         endpoint, domain = _addresses(self._config, self._listener)
         rest = RestApi(
@@ -153,6 +160,7 @@ class Engine:
             domain=domain,
             sandboxes=sandboxes,
             templates=self._templates,
+            indexes=self._indexes,
         )
         any_address = not _is_loopback(self._config.host)
         http = server(Gateway(rest=rest.application(), sandboxes=sandboxes, any_address=any_address))

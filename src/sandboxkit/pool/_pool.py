@@ -46,7 +46,8 @@ class AsyncSandboxPool:
         max_waiting: how many callers may wait for one of those; no bound when None.
         acquire_timeout: seconds that `session()` may take altogether.
         timeouts: all other time limits, and how long sandboxes live.
-        network: what sandboxes may reach; nothing by default.
+        network: what sandboxes may reach: "deny" (nothing, the default), "packages" (the package indexes that pip, uv
+            and npm are set up for here), "internet" (every public address), or a NetworkPolicy.
         on_loss: what happens when a sandbox vanishes under its session: `"fail"` raises a typed error; the others are
             not supported yet.
         on_event: is told every event, in the event loop's thread: a plain function that does not block. What it raises

@@ -19,12 +19,15 @@ import anyio.lowlevel
 
 from sandboxkit._types import CODE_INTERPRETER, SandboxInfo
 from sandboxkit.errors import ProviderUnavailable, RateLimited, SandboxNotFound, TemplateNotBuilt, TemplateNotFound
+from sandboxkit.local.indexes import Indexes
 from sandboxkit.provider._base import CreateRequest
-from sandboxkit.provider._network import internet_access
+from sandboxkit.provider._network import network_options
 from sandboxkit.testing._sandbox import FakeSandbox
 
 Operation = Literal["create", "connect", "extend", "kill", "list", "is_running", "run_code", "run_command", "files"]
 EndReason = Literal["killed", "expired", "crashed"]
+
+_AN_INDEX = Indexes(endpoints=frozenset({("index.invalid", 443)}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +185,8 @@ class FakeProvider:
         return fault
 
     def _made(self, request: CreateRequest) -> FakeSandbox:
-        internet_access(request.network)
+        # It reaches nothing, whatever is asked for; what no service would take is refused all the same.
+        network_options(request.network, indexes=_AN_INDEX)
         if request.template in self.unbuilt:
             raise TemplateNotBuilt(f"Template {request.template!r} is not built.", template=request.template)
         if request.template not in self.templates:

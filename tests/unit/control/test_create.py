@@ -45,7 +45,7 @@ def test_info_has_every_field_of_the_sdk(shared_hollow: Any, life_of: Callable[.
     assert detail["metadata"] == {"a": "b"}
     assert detail["state"] == "running"
     assert detail["network"] == {"denyOut": ["0.0.0.0/0"]}
-    assert detail["allowInternetAccess"] is None
+    assert detail["allowInternetAccess"] is False
     assert detail["lifecycle"] == {"onTimeout": "kill", "autoResume": False}
     assert life_of(detail) == 77
 
@@ -81,6 +81,8 @@ def test_info_has_every_field_of_the_sdk(shared_hollow: Any, life_of: Callable[.
         ({"network": []}, "network"),
         ({"network": {"allowOut": ["example.com"]}}, "network.allowOut"),
         ({"network": {"denyOut": "0.0.0.0/0"}}, "network.denyOut"),
+        ({"network": {"denyOut": ["10.0.0.0/99"]}}, "network.denyOut"),
+        ({"network": {"allowOut": ["exa mple.com"]}}, "network.allowOut"),
         ({"network": {"rules": {"example.com": []}}}, "network.rules"),
         ({"network": {"egressProxy": {"address": "proxy:1080"}}}, "network.egressProxy"),
         ({"network": {"dnsServers": ["1.1.1.1"]}}, "network.dnsServers"),

@@ -35,7 +35,8 @@ def test_any_object_is_understood_or_refused(body: dict[str, Any], headers: dict
             found = requests.read_create(body, headers, dialect=dialect, default_timeout=300, max_timeout=1000)  # type: ignore[arg-type]
             assert 1 <= found.timeout <= 1000
             assert all(isinstance(value, str) for value in [*found.metadata.values(), *found.envs.values()])
-            assert found.network.internet is not True
+            assert found.network.internet in (None, False, True)
+            assert not (found.network.overridden and found.network.internet)
     with contextlib.suppress(Refused):
         assert 1 <= requests.read_connect(body, default_timeout=300, max_timeout=1000).timeout <= 1000
     with contextlib.suppress(Refused):
@@ -47,7 +48,7 @@ def test_any_object_is_understood_or_refused(body: dict[str, Any], headers: dict
     with contextlib.suppress(Refused):
         assert 0 <= requests.read_refresh(body) <= requests.REFRESH_MAX
     with contextlib.suppress(Refused):
-        assert requests.read_network_update(body).internet is not True
+        assert requests.read_network_update(body).overridden is False
 
 
 @given(body=st.binary())

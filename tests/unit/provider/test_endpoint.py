@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from sandboxkit import Endpoint
 from sandboxkit._settings import Settings, parse_env_file
-from sandboxkit.errors import ConfigurationError, MissingApiKey, UnsupportedOption
+from sandboxkit.errors import ConfigurationError, MissingApiKey
 from sandboxkit.provider._endpoint import choose, open_provider
-from sandboxkit.provider._network import internet_access
 from sandboxkit.testing import FakeProvider
 
 KEY = Settings(api_key="e2b_k")
@@ -109,16 +108,6 @@ def test_a_provider_is_used_as_it_is() -> None:
     """An object with the provider's methods is returned unchanged."""
     fake = FakeProvider()
     assert open_provider(fake) is fake
-
-
-def test_network() -> None:
-    """deny and internet are said outright; what no door can do yet is refused by name."""
-    assert internet_access("deny") is False
-    assert internet_access("internet") is True
-    with pytest.raises(UnsupportedOption, match="packages"):
-        internet_access("packages")
-    with pytest.raises(ConfigurationError, match="everything"):
-        internet_access("everything")  # type: ignore[arg-type]
 
 
 def test_an_endpoints_key_goes_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:

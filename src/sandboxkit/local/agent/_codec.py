@@ -17,6 +17,7 @@ MAX_REPLY = 32 * 1024 * 1024
 """Bytes of one reply, over all its packets."""
 
 HELLO, SPAWN, SIGNAL, OPEN, STAT, LIST, MAKE_DIR, RENAME, REMOVE, SET_XATTRS, DIAL, PING, CANCEL = range(1, 14)
+LISTEN, ACCEPT = range(14, 16)
 OK, FAIL, EXIT = range(64, 67)
 MORE = 1
 

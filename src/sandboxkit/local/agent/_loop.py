@@ -17,6 +17,7 @@ import time
 
 from . import _files, _programs
 from ._codec import (
+    ACCEPT,
     CANCEL,
     DIAL,
     EXIT,
@@ -24,6 +25,7 @@ from ._codec import (
     HEADER,
     HELLO,
     LIST,
+    LISTEN,
     MAKE_DIR,
     MAX_FDS,
     MAX_PACKET,
@@ -61,6 +63,10 @@ class Agent:
         self.pids: set[int] = set()
         self.dials: dict[int, tuple[_socket.socket, int]] = {}
         """descriptor -> (socket that connects, request)"""
+        self.listeners: dict[int, _socket.socket] = {}
+        """port -> listening socket"""
+        self.accepts: dict[int, tuple[_socket.socket, int]] = {}
+        """descriptor -> (listening socket, request that waits for a connection)"""
         self.jobs: dict[int, _files.Steps] = {}
         """request -> generator"""
         self.partial: dict[int, bytearray] = {}
@@ -97,6 +103,8 @@ class Agent:
                     self.reap(fd)
                 elif fd in self.dials:
                     self.dialled(fd)
+                elif fd in self.accepts:
+                    self.accepted(fd)
             for request in tuple(self.jobs):
                 self.advance(request)
 
@@ -154,6 +162,10 @@ class Agent:
             self.send(request, OK, [])
         elif kind == DIAL:
             self.dial(request, args[0], number(args[1]))
+        elif kind == LISTEN:
+            self.send(request, OK, [self.listen(number(args[0]))])
+        elif kind == ACCEPT:
+            self.accept(request, number(args[0]))
         elif kind == PING:
             self.send(request, OK, [])
         elif kind == CANCEL:
@@ -179,7 +191,7 @@ class Agent:
             self.refuse(request, error)
 
     def cancel(self, request: int) -> None:
-        """Give up a long operation or a dial. Each request has exactly one answer: one that is over had it."""
+        """Give up what takes long. Each request has exactly one answer: one that is over had it."""
         job = self.jobs.pop(request, None)
         if job is not None:
             job.close()
@@ -187,6 +199,10 @@ class Agent:
         for fd, (_sock, owner) in tuple(self.dials.items()):
             if owner == request:
                 self.drop_dial(fd)
+                self.refuse(request, _files.fail(errno.ECANCELED, b""))
+        for fd, (_sock, owner) in tuple(self.accepts.items()):
+            if owner == request:
+                self.drop_accept(fd)
                 self.refuse(request, _files.fail(errno.ECANCELED, b""))
 
     # programs
@@ -272,6 +288,50 @@ class Agent:
         sock, _request = self.dials.pop(fd)
         self.poll.unregister(fd)
         sock.close()
+
+    def listen(self, port: int) -> int:
+        """Listen on a loopback port for good, or on any where this one is taken. Returns the port."""
+        sock = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK, 0)
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            sock.bind(("127.0.0.1", 0))
+        sock.listen(64)
+        taken: int = sock.getsockname()[1]
+        self.listeners[taken] = sock
+        return taken
+
+    def accept(self, request: int, port: int) -> None:
+        """Wait for the next connection to a port. The socket is watched only while somebody waits for it."""
+        sock = self.listeners.get(port)
+        if sock is None or sock.fileno() in self.accepts:
+            raise _files.fail(errno.EINVAL, b"%d" % port)
+        self.accepts[sock.fileno()] = (sock, request)
+        self.poll.register(sock.fileno(), select.EPOLLIN)
+
+    def accepted(self, fd: int) -> None:
+        """Pass the connection on."""
+        sock, request = self.accepts[fd]
+        try:
+            got, _address = sock._accept()  # type: ignore[attr-defined]
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            self.drop_accept(fd)
+            self.refuse(request, error)
+            return
+        self.drop_accept(fd)
+        try:
+            self.send(request, OK, [], (got,))
+        finally:
+            os.close(got)
+
+    def drop_accept(self, fd: int) -> None:
+        """Watch a listening socket no more."""
+        del self.accepts[fd]
+        self.poll.unregister(fd)
 
 
 def serve(fd: int) -> None:

@@ -12,6 +12,9 @@ from typing import Any, Protocol
 from starlette.datastructures import QueryParams
 
 from sandboxkit.local._sandbox import SandboxSettings
+from sandboxkit.local.gateway.egress._dialler import Dialler
+from sandboxkit.local.gateway.egress._proxy import Egress
+from sandboxkit.local.indexes import KnownIndexes
 from sandboxkit.local.isolation._base import Agent, Box, Layer, Usage
 
 SAMPLES_KEPT = 720
@@ -57,6 +60,23 @@ class Services:
     interpreter: Callable[[Agent, SandboxSettings], InterpreterLike]
 
 
+@dataclass(frozen=True, slots=True)
+class WayOut:
+    """What all sandboxes share to reach what they may."""
+
+    dialler: Dialler
+    indexes: KnownIndexes
+
+    def variables(self, egress: Egress) -> dict[str, str]:
+        """What programs of a sandbox need now to get out: nothing where they cannot."""
+        found = dict(egress.variables())
+        if found:
+            found |= self.indexes.certificate_variables()
+            if egress.policy.packages:
+                found |= self.indexes.variables()
+        return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """What a template contributes to a box."""
@@ -82,6 +102,7 @@ class Live:
     box: Box
     envd: EnvdLike
     interpreter: InterpreterLike | None
+    egress: Egress
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=SAMPLES_KEPT))
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by who stops its processes, or lets them go on."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from sandboxkit.errors import SandboxkitError
+from sandboxkit.local._descriptors import means_exhausted
+
 
 class Refused(Exception):
     """A request that is not carried out. `error_code` is for programs, `retry` says whether asking again may help."""
@@ -27,3 +30,27 @@ def unsupported(option: str, message: str) -> Refused:
 def no_such_sandbox(sandbox_id: str) -> Refused:
     """There is no such sandbox (any more)."""
     return Refused(404, f"Sandbox {sandbox_id[:64]!r} was not found", error_code="sandbox_not_found")
+
+
+def could_not_be_made(error: BaseException, limit: float) -> Refused:
+    """What is said of a create that failed so; `limit` is its time limit in seconds."""
+    if isinstance(error, TimeoutError):
+        return Refused(
+            503,
+            f"The sandbox could not be made within {limit:g} seconds: the machine is too busy",
+            error_code="create_timeout",
+            retry=False,
+        )
+    if means_exhausted(error):
+        return Refused(
+            503,
+            "The sandbox could not be made: the engine has no descriptors left; kill some sandboxes or close "
+            "connections, or raise the engine's limit of open files",
+            error_code="no_descriptors",
+            retry=False,
+        )
+    if isinstance(error, SandboxkitError):
+        return Refused(500, f"The sandbox could not be made: {error}", error_code=error.code, retry=False)
+    return Refused(
+        500, "The sandbox could not be made; the engine's log says why", error_code="create_failed", retry=False
+    )

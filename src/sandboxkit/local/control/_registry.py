@@ -35,6 +35,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 from typing import Literal
 
+from sandboxkit.local.control._network import Network
 from sandboxkit.local.control._refusals import Refused, bad_request, no_such_sandbox
 from sandboxkit.local.isolation._base import Limits
 
@@ -87,9 +88,7 @@ class Wanted:
     """Its time being up pauses it instead of ending it."""
     auto_resume: bool = False
     """Traffic resumes it."""
-    internet: bool | None = None
-    """What info shows: False where access was refused or declined, None where nothing was said."""
-    network: Mapping[str, object] | None = None
+    network: Network = field(default_factory=Network)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -352,12 +351,10 @@ class Registry:
             self._keep(sandbox)
         return sandbox
 
-    def set_network(
-        self, sandbox_id: str, *, internet: bool | None, network: Mapping[str, object] | None, now: Now
-    ) -> None:
-        """Note what its owner says about the network. Refused: 404."""
+    def set_network(self, sandbox_id: str, network: Network, now: Now) -> None:
+        """Note what it may reach from now on. Refused: 404."""
         sandbox = self.running(sandbox_id, now)
-        self._keep(replace(sandbox, wanted=replace(sandbox.wanted, internet=internet, network=network)))
+        self._keep(replace(sandbox, wanted=replace(sandbox.wanted, network=network)))
 
     def page(self, query: Query, now: Now) -> Page:
         """List live and paused ones.

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote
 
+from sandboxkit.local.control._network import NetworkRequest
 from sandboxkit.local.control._refusals import bad_request, unsupported
 from sandboxkit.local.control._registry import PAGE_LIMIT, Query
 
@@ -33,16 +34,6 @@ _KEY = re.compile(r"[a-z0-9-]{1,255}")
 _ENV_NAME = re.compile(r"[^=\x00]+")
 _TEMPLATE = re.compile(r"[A-Za-z0-9._/-]{1,128}(:[A-Za-z0-9._-]{1,128})?")
 _STATES = frozenset({"running", "paused"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkRequest:
-    """What a request says about the network, as far as `deny everything` can honour it."""
-
-    internet: bool | None = None
-    overridden: bool = False
-    """Access was asked for by a client that always asks; it counts as not said, and is not granted."""
-    network: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,10 +90,8 @@ def read_create(
         envs=_environment(fields.pop("envVars", None)),
         auto_pause=_switch("autoPause", fields.pop("autoPause", None)),
         auto_resume=_auto_resume(fields.pop("autoResume", None)),
-        network=_internet(
-            fields.pop("allow_internet_access", None),
-            network=_network(fields.pop("network", None), full=True),
-            always_asks=always_asks,
+        network=_network(
+            fields.pop("allow_internet_access", None), fields.pop("network", None), always_asks=always_asks, full=True
         ),
         idempotency_key=_idempotency_key(headers.get("idempotency-key")),
         fingerprint=hashlib.sha256(json.dumps([dialect, body], sort_keys=True).encode()).hexdigest(),
@@ -135,31 +124,16 @@ def template_name(template: str) -> str:
     return name if tag in ("", "default", "latest") else template
 
 
-def _internet(value: object, *, network: Mapping[str, object] | None, always_asks: bool) -> NetworkRequest:
-    _switch("allow_internet_access", value)
-    if value is True and always_asks:
-        return NetworkRequest(internet=False, overridden=True, network=network)
-    if value is True:
-        raise unsupported(
-            "allow_internet_access=true",
-            "this engine was started with --internet deny, the only setting so far; leave the option out or pass false",
-        )
-    return NetworkRequest(internet=False if value is False else None, network=network)
-
-
-def _network(value: object, *, full: bool) -> Mapping[str, object] | None:
-    """Read `network`. What is already so because everything is denied passes; what would open something does not."""
-    if value is None:
-        return None
-    if not isinstance(value, dict):
+def _network(internet: object, network: object, *, always_asks: bool, full: bool) -> NetworkRequest:
+    """Read all that is said about the network. Refused: 400 by name."""
+    _switch("allow_internet_access", internet)
+    if network is not None and not isinstance(network, dict):
         raise bad_request("network: an object is needed")
-    fields = dict(value)
-    denied = fields.pop("denyOut", None)
-    if denied is not None and not (isinstance(denied, list) and all(isinstance(entry, str) for entry in denied)):
-        raise bad_request("network.denyOut: a list of addresses is needed")
-    no_way_out = "sandboxes have no network on this engine (--internet deny)"
-    for name in ("allowOut", "rules", "egressProxy", "dnsServers"):
-        _refuse_if_asked(fields, name, no_way_out, prefix="network.")
+    fields = dict(network or {})
+    allow, deny = (_entries(name, fields.pop(name, None)) for name in ("allowOut", "denyOut"))
+    _refuse_if_asked(fields, "rules", "requests are passed on as they are, nothing is put into them", prefix="network.")
+    _refuse_if_asked(fields, "egressProxy", "the engine dials by itself", prefix="network.")
+    _refuse_if_asked(fields, "dnsServers", "names are resolved by the engine, as this machine does", prefix="network.")
     if full:
         public = fields.pop("allowPublicTraffic", None)
         _switch("network.allowPublicTraffic", public)
@@ -168,7 +142,17 @@ def _network(value: object, *, full: bool) -> Mapping[str, object] | None:
         _refuse_if_asked(fields, "maskRequestHost", "previews do not exist yet", prefix="network.")
         _refuse_if_asked(fields, "httpsPorts", "previews do not exist yet", prefix="network.")
     _refuse_unknown(fields, prefix="network.")
-    return {} if denied is None else {"denyOut": list(denied)}
+    overridden = internet is True and always_asks
+    said = None if overridden or not isinstance(internet, bool) else internet
+    return NetworkRequest(internet=said, overridden=overridden, allow=allow, deny=deny)
+
+
+def _entries(name: str, value: object) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+        raise bad_request(f"network.{name}: a list of hosts, addresses and CIDR blocks is needed")
+    return tuple(value)
 
 
 def _idempotency_key(value: str | None) -> str | None:
@@ -299,8 +283,7 @@ def read_refresh(body: Mapping[str, Any]) -> int:
 def read_network_update(body: Mapping[str, Any]) -> NetworkRequest:
     """Read a network update, which replaces all that was said before."""
     fields = dict(body)
-    internet = fields.pop("allow_internet_access", None)
-    return _internet(internet, network=_network(fields, full=False), always_asks=False)
+    return _network(fields.pop("allow_internet_access", None), fields, always_asks=False, full=False)
 
 
 def read_query(query: Mapping[str, str]) -> Query:

@@ -20,12 +20,14 @@ from sandboxkit.local._config import EngineConfig
 from sandboxkit.local._log import log
 from sandboxkit.local._sandbox import ENVD_VERSION
 from sandboxkit.local.control import _requests as requests
+from sandboxkit.local.control._network import Network, NetworkRequest, check_request, decide, wants_packages
 from sandboxkit.local.control._parts import Recipe, Sample
 from sandboxkit.local.control._refusals import Refused, bad_request, unsupported
 from sandboxkit.local.control._registry import SHOWN_AS, Query, Sandbox, State, Wanted
 from sandboxkit.local.control._sandboxes import Sandboxes
 from sandboxkit.local.control._templates import Templates
 from sandboxkit.local.images import BuiltTemplate
+from sandboxkit.local.indexes import KnownIndexes
 from sandboxkit.local.isolation._base import LimitInForce, Limits
 
 BODY_LIMIT = 1024 * 1024
@@ -79,13 +81,21 @@ class RestApi:
     """The REST API over the engine's sandboxes. `domain` is what `get_host()` appends."""
 
     def __init__(
-        self, *, config: EngineConfig, api_key: str, domain: str, sandboxes: Sandboxes, templates: Templates
+        self,
+        *,
+        config: EngineConfig,
+        api_key: str,
+        domain: str,
+        sandboxes: Sandboxes,
+        templates: Templates,
+        indexes: KnownIndexes,
     ) -> None:
         self._config = config
         self._api_key = api_key.encode()
         self._domain = domain
         self._sandboxes = sandboxes
         self._templates = templates
+        self._indexes = indexes
 
     def application(self) -> Starlette:
         """Make the ASGI application."""
@@ -126,7 +136,7 @@ class RestApi:
             except TemplateNotBuilt:
                 continue
             plain = requests.read_create({"templateID": name}, {}, dialect="v2", default_timeout=1, max_timeout=1)
-            self._sandboxes.expect(*_as_wanted(template, plain))
+            self._sandboxes.expect(*_as_wanted(template, plain, Network()))
 
     # -- sandboxes ------------------------------------------------------------------------------------------------
 
@@ -145,12 +155,12 @@ class RestApi:
                 raise Refused(404, str(error), error_code=error.code) from error
             except TemplateNotBuilt as error:
                 raise Refused(400, str(error), error_code=error.code) from error
-            wanted, recipe = _as_wanted(template, wish)
+            wanted, recipe = _as_wanted(template, wish, await self._network(wish.network))
             sandbox = await self._sandboxes.create(wanted, recipe)
             if wish.network.overridden:
                 log(
                     logging.INFO,
-                    "sandbox.internet_not_granted",
+                    "sandbox.internet_by_default",
                     sandbox_id=sandbox.sandbox_id,
                     setting=self._config.internet,
                 )
@@ -203,7 +213,7 @@ class RestApi:
         detail = _listed(sandbox) | {
             "envdAccessToken": sandbox.access_token,
             "domain": self._domain,
-            "allowInternetAccess": sandbox.wanted.internet,
+            "allowInternetAccess": sandbox.wanted.network.internet,
             "lifecycle": {
                 "onTimeout": "pause" if sandbox.wanted.auto_pause else "kill",
                 "autoResume": sandbox.wanted.auto_resume,
@@ -212,8 +222,8 @@ class RestApi:
         live = self._sandboxes.live(sandbox.sandbox_id)
         if live is not None:
             detail["limits"] = [_limit(limit) for limit in live.box.limits]
-        if sandbox.wanted.network is not None:
-            detail["network"] = dict(sandbox.wanted.network)
+        if sandbox.wanted.network.shown is not None:
+            detail["network"] = dict(sandbox.wanted.network.shown)
         return JSONResponse(detail)
 
     async def _kill(self, request: Request) -> Response:
@@ -233,8 +243,19 @@ class RestApi:
 
     async def _set_network(self, request: Request) -> Response:
         update = requests.read_network_update(requests.read_object(await _body(request)))
-        self._sandboxes.set_network(_sandbox_id(request), internet=update.internet, network=update.network)
+        self._sandboxes.get(_sandbox_id(request))
+        await self._sandboxes.set_network(_sandbox_id(request), await self._network(update))
         return Response(status_code=204)
+
+    async def _network(self, request: NetworkRequest) -> Network:
+        """Decide what a request gets, learning the package indexes where that depends on them."""
+        default, ceiling = self._config.internet, self._config.ceiling
+        check_request(request, ceiling=ceiling)
+        endpoints: frozenset[tuple[str, int]] = frozenset()
+        hosts = await self._indexes.hosts() if request.allow else set()
+        if wants_packages(request, default=default, ceiling=ceiling, index_hosts=hosts):
+            endpoints = (await self._indexes.get()).endpoints
+        return decide(request, default=default, ceiling=ceiling, endpoints=endpoints)
 
     # -- metrics --------------------------------------------------------------------------------------------------
 
@@ -299,7 +320,7 @@ class RestApi:
         }
 
 
-def _as_wanted(template: BuiltTemplate, wish: requests.CreateRequest) -> tuple[Wanted, Recipe]:
+def _as_wanted(template: BuiltTemplate, wish: requests.CreateRequest, network: Network) -> tuple[Wanted, Recipe]:
     """A request for a sandbox of a template, as the registry and the isolation need it."""
     wanted = Wanted(
         template_id=template.id,
@@ -315,8 +336,7 @@ def _as_wanted(template: BuiltTemplate, wish: requests.CreateRequest) -> tuple[W
         envs=wish.envs,
         auto_pause=wish.auto_pause,
         auto_resume=wish.auto_resume,
-        internet=wish.network.internet,
-        network=wish.network.network,
+        network=network,
     )
     return wanted, Recipe(layers=template.layers, envs=template.envs)
 

@@ -12,7 +12,6 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from starlette.datastructures import QueryParams
@@ -22,10 +21,12 @@ from sandboxkit.local._descriptors import are_short, means_exhausted
 from sandboxkit.local._log import log
 from sandboxkit.local._sandbox import SandboxSettings
 from sandboxkit.local.control._blanks import Blank, Blanks, box_spec, kind_of
-from sandboxkit.local.control._parts import Live, Recipe, Sample, Services
+from sandboxkit.local.control._network import Network
+from sandboxkit.local.control._parts import Live, Recipe, Sample, Services, WayOut
 from sandboxkit.local.control._pausing import go_on, stop
-from sandboxkit.local.control._refusals import Refused, no_such_sandbox
+from sandboxkit.local.control._refusals import Refused, could_not_be_made, no_such_sandbox
 from sandboxkit.local.control._registry import Due, Make, Now, Page, Query, Registry, Sandbox, State, Wanted
+from sandboxkit.local.gateway.egress._proxy import Egress
 from sandboxkit.local.isolation._base import AgentLost, Box, BoxEnd, Isolation
 
 SERVICE_CLOSE_TIMEOUT = 5.0
@@ -43,11 +44,13 @@ class Sandboxes:
         services: Services,
         max_creating: int,
         create_timeout: float,
+        way_out: WayOut,
         warm: int = 0,
     ) -> None:
         self._registry = registry
         self._isolation = isolation
         self._services = services
+        self._way_out = way_out
         self._turns = asyncio.Semaphore(max_creating)
         self._create_timeout = create_timeout
         self._blanks = Blanks(
@@ -189,9 +192,15 @@ class Sandboxes:
         """List those that live. Refused: 400 for a bad token."""
         return self._registry.page(query, _now())
 
-    def set_network(self, sandbox_id: str, *, internet: bool | None, network: Mapping[str, object] | None) -> None:
-        """Note what its owner says about the network. Refused: 404."""
-        self._registry.set_network(sandbox_id, internet=internet, network=network, now=_now())
+    async def set_network(self, sandbox_id: str, network: Network) -> None:
+        """Let it reach this from now on; connections to anything else are closed before this returns. Refused: 404."""
+        self._registry.set_network(sandbox_id, network, _now())
+        live = self._live[sandbox_id]
+        try:
+            await live.egress.set_policy(network.policy)
+        except AgentLost:
+            self.lost(sandbox_id)
+            raise no_such_sandbox(sandbox_id) from None
 
     async def for_traffic(self, sandbox_id: str, *, wakes: bool = True) -> Live | None:
         """Return the parts of one that lives; resume it first where it is paused and its creator wanted that."""
@@ -245,7 +254,7 @@ class Sandboxes:
                         # Before anything is begun: the sandboxes that are there need what is left.
                         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
                     box = await self._isolation.create(box_spec(sandbox_id, wanted, recipe))
-                live = self._furnish(sandbox, recipe, box)
+                live = await self._furnish(sandbox, recipe, box)
         except BaseException as error:
             if blank is not None and box is blank.box:
                 await asyncio.shield(self._blanks.discard(blank))
@@ -263,7 +272,7 @@ class Sandboxes:
                 duration=time.monotonic() - started,
                 exc_info=not (isinstance(error, TimeoutError | SandboxkitError) or means_exhausted(error)),
             )
-            raise _create_refusal(error, self._create_timeout) from error
+            raise could_not_be_made(error, self._create_timeout) from error
         self._live[sandbox_id] = live
         made = self._registry.made(sandbox_id, _now())
         if made.state is State.ENDING:
@@ -290,16 +299,23 @@ class Sandboxes:
         except (AgentLost, TimeoutError):
             await asyncio.shield(self._blanks.discard(blank))
             return None
-        return self._furnish(sandbox, recipe, blank.box, blank)
+        return await self._furnish(sandbox, recipe, blank.box, blank)
 
-    def _furnish(self, sandbox: Sandbox, recipe: Recipe, box: Box, blank: Blank | None = None) -> Live:
+    async def _furnish(self, sandbox: Sandbox, recipe: Recipe, box: Box, blank: Blank | None = None) -> Live:
         wanted = sandbox.wanted
+        egress = Egress(box.agent, self._way_out.dialler)
+        try:
+            await egress.set_policy(wanted.network.policy)
+        except BaseException:
+            await asyncio.shield(egress.aclose())
+            raise
         settings = SandboxSettings(
             sandbox_id=sandbox.sandbox_id,
             template_id=wanted.template_id,
             access_token=sandbox.access_token,
             envs={**recipe.envs, **wanted.envs},
             has_interpreter=wanted.has_interpreter,
+            network_variables=lambda: self._way_out.variables(egress),
         )
         interpreter = blank.interpreter if blank is not None else None
         if interpreter is not None:
@@ -311,6 +327,7 @@ class Sandboxes:
             box=box,
             envd=self._services.envd(box.agent, settings),
             interpreter=interpreter,
+            egress=egress,
             last_cpu=(time.monotonic(), 0.0),
         )
 
@@ -386,7 +403,9 @@ class Sandboxes:
     async def _take_apart(self, sandbox_id: str, live: Live, reason: str, detail: str) -> None:
         started = time.monotonic()
         # The box first: its services then see that their agent is lost, and end what they stream.
-        steps = [live.box.kill, live.envd.aclose, *([live.interpreter.aclose] if live.interpreter else [])]
+        traffic = live.egress.traffic
+        steps = [live.egress.aclose, live.box.kill, live.envd.aclose]
+        steps += [live.interpreter.aclose] if live.interpreter else []
         failed = None
         for step in steps:
             try:
@@ -403,6 +422,8 @@ class Sandboxes:
             reason=reason,
             detail=detail or None,
             error=failed,
+            bytes_out=traffic.sent or None,
+            bytes_in=traffic.received or None,
             duration=time.monotonic() - started,
         )
 
@@ -419,26 +440,3 @@ class Sandboxes:
 
 def _now() -> Now:
     return Now(time.monotonic(), datetime.now(UTC))
-
-
-def _create_refusal(error: BaseException, limit: float) -> Refused:
-    if isinstance(error, TimeoutError):
-        return Refused(
-            503,
-            f"The sandbox could not be made within {limit:g} seconds: the machine is too busy",
-            error_code="create_timeout",
-            retry=False,
-        )
-    if means_exhausted(error):
-        return Refused(
-            503,
-            "The sandbox could not be made: the engine has no descriptors left; kill some sandboxes or close "
-            "connections, or raise the engine's limit of open files",
-            error_code="no_descriptors",
-            retry=False,
-        )
-    if isinstance(error, SandboxkitError):
-        return Refused(500, f"The sandbox could not be made: {error}", error_code=error.code, retry=False)
-    return Refused(
-        500, "The sandbox could not be made; the engine's log says why", error_code="create_failed", retry=False
-    )

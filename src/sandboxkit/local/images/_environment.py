@@ -13,6 +13,8 @@ from sandboxkit.local.images._definition import ENV_TARGET
 from sandboxkit.local.images._install import base_python, compile_all, install
 from sandboxkit.local.isolation._base import AGENT_PYTHON
 
+SITE = Path(__file__).with_name("_site.py")
+"""What each Python of the environment runs at its start."""
 TOLD_BY_INSTALLERS = ("direct_url.json", "uv_cache.json", "uv_build.json")
 """Files that name the host or the moment; no program needs them."""
 
@@ -27,6 +29,7 @@ def make_environment(root: Path, requirements: Path, *, on_line: Callable[[str],
     install(python, requirements, on_line=on_line)
     on_line("Compiling.")
     _relocate(root)
+    shutil.copyfile(SITE, _packages(root) / "sitecustomize.py")
     compile_all(root / "lib", seen_as=f"{ENV_TARGET}/lib", on_line=on_line)
     _let_everybody_read(root)
 
@@ -61,12 +64,16 @@ def _relocate(root: Path) -> None:
         if script.is_file() and not script.is_symlink():
             content = script.read_bytes()
             script.write_bytes(content.replace(os.fsencode(root), ENV_TARGET.encode()))
-    packages = root / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    packages = _packages(root)
     for notes in packages.glob("*.dist-info"):
         for name in TOLD_BY_INSTALLERS:
             (notes / name).unlink(missing_ok=True)
     for cached in packages.rglob("__pycache__"):
         shutil.rmtree(cached)
+
+
+def _packages(root: Path) -> Path:
+    return root / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
 
 
 def _let_everybody_read(root: Path) -> None:

@@ -53,8 +53,8 @@ class Context:
         self.id = str(uuid.uuid4())
         self.language = language
         self.cwd = cwd
+        self.envs = envs
         self._agent = agent
-        self._envs = envs
         self._spawn = spawn
         self._lock = asyncio.Lock()
         self._kernel: asyncio.Task[Kernel] | None = None
@@ -72,7 +72,7 @@ class Context:
         if self._kernel is None or _is_over(self._kernel):
             if (old := _kernel_of(self._kernel)) is not None:
                 self._spawn(self._end(old))
-            starting = asyncio.create_task(Kernel.start(self._agent, envs=self._envs, cwd=self.cwd))
+            starting = asyncio.create_task(Kernel.start(self._agent, envs=self.envs, cwd=self.cwd))
             # Nobody may ever ask for what went wrong; asking here keeps asyncio from complaining.
             starting.add_done_callback(lambda task: task.cancelled() or task.exception())
             self._kernel = starting
@@ -89,9 +89,9 @@ class Context:
 
     def adopt(self, envs: Mapping[str, str]) -> None:
         """Have this environment from now on, before any code was run."""
-        changed = {name: value for name, value in envs.items() if self._envs.get(name) != value}
-        is_less = bool(self._envs.keys() - envs.keys())
-        self._envs = envs
+        changed = {name: value for name, value in envs.items() if self.envs.get(name) != value}
+        is_less = bool(self.envs.keys() - envs.keys())
+        self.envs = envs
         if not changed and not is_less:
             return
         kernel = _kernel_of(self._kernel)

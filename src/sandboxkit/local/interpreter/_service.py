@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import hmac
 import json
@@ -184,10 +185,16 @@ class InterpreterService:
         cell = Cell(wanted["code"], _text(wanted, "context_id"), _text(wanted, "language"), _envs(wanted))
         if cell.context_id and cell.language:
             raise Refused(_answers.error(400, "Only one of context_id or language can be provided"))
-        if cell.context_id:
-            return self._find(cell.context_id), cell
         _python(cell.language)
-        return self._default_context(), cell
+        context = self._find(cell.context_id) if cell.context_id else self._default_context()
+        # What the network asks for may have changed since the kernel started.
+        now = self._settings.network_variables()
+        later = {
+            name: value
+            for name, value in now.items()
+            if context.envs.get(name) != value and name not in self._settings.envs
+        }
+        return context, dataclasses.replace(cell, envs=later | cell.envs)
 
     async def _execute(self, context: Context, cell: Cell, receive: Receive, send: Send) -> None:
         """Stream a cell's events; a client that leaves ends the run."""

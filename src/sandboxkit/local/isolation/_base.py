@@ -140,6 +140,15 @@ class Agent(Protocol):
     async def dial(self, port: int, *, host: str = "127.0.0.1") -> int:
         """Connect to a TCP port inside: a connected stream socket. AgentError ECONNREFUSED when nobody listens."""
 
+    async def listen(self, port: int) -> int:
+        """Listen on 127.0.0.1 inside until the box ends, on this port or, where it is taken, on any other. Returns
+        the port."""
+
+    async def accept(self, port: int) -> int:
+        """Wait, for as long as it takes, for the next connection to a port that `listen` returned: a connected stream
+        socket. AgentError EINVAL for another port, or while another call waits for it. The agent may keep a copy of
+        the descriptor: use no call that blocks when O_NONBLOCK is taken away."""
+
     async def ping(self) -> None:
         """Return once the agent has answered."""
 

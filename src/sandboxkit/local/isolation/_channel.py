@@ -55,7 +55,7 @@ class _Request:
 
     kind: int
     future: asyncio.Future[tuple[list[bytes], list[int]]]
-    within: float = ANSWER_WITHIN
+    within: float | None = ANSWER_WITHIN
     deadline: asyncio.TimerHandle | None = None
     body: bytearray = field(default_factory=bytearray)
 
@@ -108,10 +108,10 @@ class Channel:
         fds: tuple[int, ...] = (),
         takes: DescriptorCheck | None = None,
         descriptors: int = 0,
-        within: float = ANSWER_WITHIN,
+        within: float | None = ANSWER_WITHIN,
         status: asyncio.Future[ExitStatus] | None = None,
     ) -> tuple[list[bytes], list[int]]:
-        """Send one request and wait for its answer.
+        """Send one request and wait for its answer; `within` of None waits for as long as the box lives.
 
         Raises:
             AgentError: the operation failed inside.
@@ -159,7 +159,7 @@ class Channel:
         return told, got, status
 
     def _arm(self, number: int, request: _Request) -> None:
-        if not self._is_held:
+        if request.within is not None and not self._is_held:
             request.deadline = self._loop.call_later(request.within, self._late, number)
 
     def _take_number(self) -> int:
@@ -174,7 +174,7 @@ class Channel:
         if self._lost is not None:
             return
         if number in self._requests:
-            if request.kind in (wire.LIST, wire.REMOVE, wire.DIAL):
+            if request.kind in (wire.LIST, wire.REMOVE, wire.DIAL, wire.ACCEPT):
                 self._send(number, wire.CANCEL, wire.pack([number]), ())
         elif not request.future.cancelled() and request.future.exception() is None:
             fields, fds = request.future.result()

@@ -21,7 +21,9 @@ Descriptors ride on the last packet of their message (SCM_RIGHTS), at most 16.
     SET_XATTRS   path, then names and values
     DIAL         host, port                                                          a connected TCP socket
     PING
-    CANCEL       number of a LIST, REMOVE or DIAL                                    (none of its own)
+    CANCEL       number of a LIST, REMOVE, DIAL or ACCEPT                            (none of its own)
+    LISTEN       port                                                                port (another where it is taken)
+    ACCEPT       port of a LISTEN                                                    a connected TCP socket
 
 An entry is name, path, mode, size, uid, gid, mtime in ns, resolved link target or "", its mode or "", n, and n pairs
 of attribute name and value. Every request but CANCEL has exactly one answer: OK with fields, or FAIL with errno, text
@@ -32,9 +34,10 @@ Bounds
 ------
 An answer has at most 256 KiB (a listing 32 MiB, four at once) and belongs to a request that is open; each packet but
 the last carries at least 1,024 bytes. At most 1,024 requests are open and 4 MiB are waiting to be sent. An answer takes
-at most 60 seconds (a listing or removal 600); a box that is slower counts as lost. Whatever breaks a rule ends the
-link: everything that waits gets `AgentLost`, and the owner is told, who kills the box. Descriptors are close-on-exec
-from the start; surplus ones and those of an answer that nobody waits for any more are closed.
+at most 60 seconds (a listing or removal 600, the wait for a connection any); a box that is slower counts as lost.
+Whatever breaks a rule ends the link: everything that waits gets `AgentLost`, and the owner is told, who kills the box.
+Descriptors are close-on-exec from the start; surplus ones and those of an answer that nobody waits for any more are
+closed.
 """
 
 from __future__ import annotations
@@ -146,6 +149,19 @@ class AgentLink:
     async def dial(self, port: int, *, host: str = "127.0.0.1") -> int:
         """Connect to a port inside; see `_base.Agent.dial`."""
         _, got = await self._channel.ask(wire.DIAL, [to_bytes(host), port], takes=check_socket, descriptors=1)
+        return got[0]
+
+    async def listen(self, port: int) -> int:
+        """Listen on a loopback port inside; see `_base.Agent.listen`."""
+        fields, _ = await self._channel.ask(wire.LISTEN, [port])
+        taken = self._channel.number(fields)
+        if not 0 < taken < 65536:
+            raise self._channel.broken("a port that is none")
+        return taken
+
+    async def accept(self, port: int) -> int:
+        """Wait for a connection; see `_base.Agent.accept`."""
+        _, got = await self._channel.ask(wire.ACCEPT, [port], takes=check_socket, descriptors=1, within=None)
         return got[0]
 
     async def ping(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import e2b
 
-from sandboxkit._types import Endpoint, SandboxInfo
+from sandboxkit._types import Endpoint, NetworkMode, NetworkPolicy, SandboxInfo
 from sandboxkit.errors import (
     ConfigurationError,
     ProviderUnavailable,
@@ -21,13 +23,17 @@ from sandboxkit.provider._base import CreateRequest
 from sandboxkit.provider._e2b._create import again_if_the_reply_was_lost, made_or_killed
 from sandboxkit.provider._e2b._request import connection_options, cross, one_request
 from sandboxkit.provider._e2b._sandbox import E2BSandbox
-from sandboxkit.provider._network import internet_access
+from sandboxkit.provider._network import NetworkOptions, machine_indexes, network_options
 
 if TYPE_CHECKING:
     # mypy takes the package's own name for that of the SDK below it, which is star-imported first.
     from e2b_code_interpreter.code_interpreter_async import AsyncSandbox
+
+    from sandboxkit.local.indexes import Indexes
 else:
     from e2b_code_interpreter import AsyncSandbox
+
+_logger = logging.getLogger("sandboxkit.provider")
 
 
 class E2BProvider:
@@ -38,6 +44,7 @@ class E2BProvider:
             raise ConfigurationError(f"The endpoint {name!r} needs an Endpoint(...).")
         self._endpoint = endpoint
         self._name = name
+        self._indexes: Indexes | None = None
         self._options: dict[str, Any] | None = None if endpoint is None else connection_options(endpoint)
 
     @property
@@ -45,8 +52,8 @@ class E2BProvider:
         return self._name
 
     async def create(self, request: CreateRequest) -> E2BSandbox:
-        allowed = internet_access(request.network)
-        sandbox: E2BSandbox = await cross()(self._create, request, allowed)
+        options = await self._network_options(request.network)
+        sandbox: E2BSandbox = await cross()(self._create, request, options)
         return sandbox
 
     async def connect(self, sandbox_id: str, *, lifetime: float) -> E2BSandbox:
@@ -82,7 +89,15 @@ class E2BProvider:
         engine = await start_engine_async()
         return connection_options(engine.endpoint)
 
-    async def _create(self, request: CreateRequest, allowed: bool) -> E2BSandbox:
+    async def _network_options(self, network: NetworkMode | NetworkPolicy) -> NetworkOptions:
+        if network == "packages" and (self._indexes is None or not self._indexes.is_whole):
+            # Two that ask at once learn it twice; nothing else happens.
+            self._indexes = await anyio.to_thread.run_sync(machine_indexes, abandon_on_cancel=True)
+            if not self._indexes.is_whole:
+                _logger.warning('network="packages": unknown is %s', "; ".join(self._indexes.left_out))
+        return network_options(network, indexes=self._indexes, denies_names=self._name != "e2b")
+
+    async def _create(self, request: CreateRequest, network: NetworkOptions) -> E2BSandbox:
         options = await self._connection()
         lifetime = math.ceil(request.lifetime)
         # The answer does not say when it ends: at the earliest, its lifetime after we asked.
@@ -93,8 +108,8 @@ class E2BProvider:
                 request.template,
                 timeout=lifetime,
                 metadata=dict(request.metadata),
-                envs=dict(request.envs),
-                allow_internet_access=allowed,
+                envs={**network.envs, **request.envs},
+                **network.arguments(),
                 idempotency_key=request.idempotency_key,
                 **options,
             )

@@ -67,7 +67,7 @@ async def create_refuses_an_unknown_template(provider: Provider, *, template: st
 @check
 async def create_refuses_what_it_cannot_do(provider: Provider, *, template: str = CODE_INTERPRETER) -> None:
     """A network mode that cannot be had is UnsupportedOption, and no sandbox is made."""
-    for network in ("packages", NetworkPolicy(allow=("example.org",))):
+    for network in (NetworkPolicy(allow=("example.org",), deny=("8.8.8.0/24",)),):
         request = make_request(template, network=network)
         error = await raises(
             UnsupportedOption,
