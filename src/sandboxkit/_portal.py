@@ -238,9 +238,14 @@ class Call(Generic[T]):
         """The form of a callback that the loop can await; it runs here, and what it raises is raised there.
 
         Once the call is over (a background command goes on after its start), it runs in a worker thread instead.
+
+        Raises:
+            ConfigurationError: it cannot be called. Behind the form that is returned, nobody else would see that.
         """
         if func is None:
             return None
+        if not callable(func):
+            raise ConfigurationError(f"A callback is {type(func).__name__}; a function is needed, or None.")
 
         async def run_by_the_caller(argument: Any) -> object:
             if self._is_over:

@@ -364,7 +364,7 @@ class Session:
 
         Args:
             code: what to run; variables stay for the next call.
-            language: of the code.
+            language: of the code. The engine on this machine has Python only.
             context: the id of an interpreter context; the language's default one when None.
             timeout: seconds that it may take; `TimeoutPolicy.code` when None.
             envs: environment variables for this call alone.
@@ -374,7 +374,8 @@ class Session:
         Raises:
             CodeTimeout: it took longer, and was interrupted; its variables stay.
             OutputTooLarge: more came out; the run was stopped.
-            KernelDied: the interpreter ended.
+            KernelDied: the interpreter ended, or could not be started.
+            UnsupportedOption: the sandbox's interpreter does not have the language.
             SandboxLost: the sandbox is gone.
         """
         call = _portal.Call[Any](self._portal)
@@ -648,7 +649,8 @@ class SandboxPool:
             key: the session's name, 1 to 256 characters. None is anonymous: a sandbox of one's own, killed at the end.
             template: what the sandbox is made from; the pool's own template when None.
             replace: if the session lives in a sandbox of another template, `metadata` or `envs`, kill that one, with
-                all that is in it, and make a new one. A sandbox that fits is kept.
+                all that is in it, and make a new one. A sandbox that fits is kept, unless it cannot be
+                reached.
             metadata: tags of the sandbox; keys that begin with "sandboxkit." are the pool's own. None means any.
             envs: environment variables of the sandbox, for everything that runs in it. None means any.
             acquire_timeout: seconds that this may take altogether; the pool's own when None.

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from sandboxkit.errors import CodeError, CommandFailed, ConfigurationError
 
@@ -42,6 +43,23 @@ class Endpoint:
     def __post_init__(self) -> None:
         if not self.api_key:
             raise ConfigurationError("Endpoint(api_key=...) is empty; pass the service's API key.")
+        for name in ("api_url", "sandbox_url"):
+            url = getattr(self, name)
+            if url is not None and not _is_http_url(url):
+                raise ConfigurationError(
+                    f"Endpoint({name}={url!r}): a URL is needed, such as 'https://api.example.org' or "
+                    "'http://127.0.0.1:8000'."
+                )
+
+
+def _is_http_url(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        parts = urlsplit(value)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none, a bracket that is not closed
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +112,18 @@ class TimeoutPolicy:
                 raise ConfigurationError(f"TimeoutPolicy({name}={value!r}): a positive number of seconds is needed.")
             if value > MAX_SECONDS:
                 raise ConfigurationError(f"TimeoutPolicy({name}={value!r}): at most {MAX_SECONDS:.0f} are possible.")
-        if self.max_lifetime is not None and not 0 < self.max_lifetime < float("inf"):
+        if self.max_lifetime is not None and not (
+            isinstance(self.max_lifetime, int | float)
+            and not isinstance(self.max_lifetime, bool)
+            and 0 < self.max_lifetime < float("inf")
+        ):
             raise ConfigurationError(f"TimeoutPolicy(max_lifetime={self.max_lifetime!r}): positive seconds, or None.")
+        if self.renew not in ("on_use", "heartbeat", "never"):
+            raise ConfigurationError(
+                f'TimeoutPolicy(renew={self.renew!r}): one of "on_use", "heartbeat", "never" is needed.'
+            )
+        if self.at_end not in ("kill", "pause"):
+            raise ConfigurationError(f'TimeoutPolicy(at_end={self.at_end!r}): "kill" or "pause" is needed.')
         if self.floor > self.lifetime:
             raise ConfigurationError(f"TimeoutPolicy(floor={self.floor}) is longer than lifetime={self.lifetime}.")
 

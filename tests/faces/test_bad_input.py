@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sandboxkit import SandboxPool, Session, TimeoutPolicy
+from sandboxkit import Endpoint, SandboxPool, Session, TimeoutPolicy
 from sandboxkit.errors import ConfigurationError, SandboxkitError, UnsupportedOption
 from sandboxkit.local._child import stop_engines
 from sandboxkit.testing import FakeProvider
@@ -34,6 +34,12 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "command: envs hold a number": lambda s: s.run_command("ls", envs={"A": 1}),
     "command: cwd is a number": lambda s: s.run_command("ls", cwd=3),
     "command: endless": lambda s: s.run_command("ls", timeout=1e12),
+    "code: on_stdout is a text": lambda s: s.run_code("1", on_stdout="x"),
+    "code: on_stderr is a number": lambda s: s.run_code("1", on_stderr=3),
+    "code: on_result is a list": lambda s: s.run_code("1", on_result=[]),
+    "command: on_stdout is a text": lambda s: s.run_command("ls", on_stdout="x"),
+    "command: on_stderr is a text": lambda s: s.run_command("ls", on_stderr="x"),
+    "command: a variable that Linux does not take": lambda s: s.run_command("ls", envs={"A": "x" * 200_000}),
     "files: None": lambda s: s.files.write("a", None),
     "files: a number is not that many zero bytes": lambda s: s.files.write("a", 3),
 }
@@ -47,10 +53,66 @@ def test_a_call_that_cannot_work_is_refused(session: Session, name: str) -> None
     assert session.run_code("1 + 1").text == "2"
 
 
-def test_other_languages_are_not_there_yet(session: Session) -> None:
-    """As the README says."""
-    with pytest.raises(UnsupportedOption, match="language='js'"):
-        session.run_code("1", language="js")
+@pytest.mark.engine
+@pytest.mark.usefixtures("engine")
+def test_a_language_is_refused_by_the_engine() -> None:
+    """The session passes every language on; where the interpreter lacks it, its refusal names the option."""
+    with SandboxPool(endpoint="local") as pool, pool.session("a") as session:
+        with pytest.raises(UnsupportedOption, match="language='js'") as caught:
+            session.run_code("1", language="js")
+        assert caught.value.option == "language"
+        assert session.run_code("1 + 1", language="Python").text == "2"
+
+
+@pytest.mark.engine
+@pytest.mark.usefixtures("engine")
+def test_more_than_a_request_may_have() -> None:
+    """Environments over the engine's bounds are refused with advice, and the session goes on."""
+    large = {f"A{number}": "x" * 100_000 for number in range(20)}
+    with SandboxPool(endpoint="local") as pool, pool.session("a") as session:
+        with pytest.raises(ConfigurationError, match="into a file"):
+            pool.session("b", envs=large)
+        with pytest.raises(ConfigurationError, match="into a file"):
+            session.run_code("1", envs={"A": "x" * 17_000_000})
+        assert session.run_code("1 + 1").text == "2"
+
+
+def test_a_variable_that_no_program_can_be_started_with() -> None:
+    """It is refused before a sandbox is made, without its value."""
+    with SandboxPool(endpoint=FakeProvider()) as pool:
+        with pytest.raises(ConfigurationError, match="into a file") as caught:
+            pool.session("a", envs={"A": "x" * 200_000})
+        assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("url", ["notaurl", "", "ftp://a", "http://", "https:///x", "http://[::1", "http://a:b", 3])
+@pytest.mark.parametrize("name", ["api_url", "sandbox_url"])
+def test_an_endpoint_that_is_no_url(name: str, url: Any) -> None:
+    """It is refused when the Endpoint is made, and named."""
+    with pytest.raises(ConfigurationError, match=name):
+        Endpoint("key", **{name: url})
+
+
+@pytest.mark.parametrize("wrong", [{"renew": "x"}, {"at_end": "x"}, {"max_lifetime": "a"}, {"max_lifetime": True}])
+def test_a_timeout_policy_that_cannot_be(wrong: dict[str, Any]) -> None:
+    """It is refused when the policy is made, and named."""
+    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+        TimeoutPolicy(**wrong)
+
+
+def test_a_long_id_is_not_repeated() -> None:
+    """attach() shortens what it is given."""
+    with SandboxPool(endpoint=FakeProvider()) as pool, pytest.raises(UnsupportedOption) as caught:
+        pool.attach("x" * 100_000)
+    assert len(str(caught.value)) < 300
+
+
+def test_the_package_runs_as_a_module() -> None:
+    """`python -m sandboxkit` is the command."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sandboxkit", "--help"], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert "doctor" in done.stdout
 
 
 def test_metadata_that_is_no_mapping() -> None:

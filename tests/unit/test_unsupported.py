@@ -30,6 +30,7 @@ SESSION_CALLS: list[tuple[str, Callable[[AsyncSandboxPool, AsyncSession], Awaita
     ("min_warm", lambda pool, session: pool.resize(min_warm=1)),
     ("session.interrupt", lambda pool, session: session.interrupt()),
     ("session.pause", lambda pool, session: session.pause()),
+    ("language", lambda pool, session: session.run_code("1", language="js")),
     ("timeout", lambda pool, session: session.run_command("true", background=True, timeout=1)),  # type: ignore[call-overload]
 ]
 """Refused when they are called."""

@@ -103,6 +103,12 @@ def start_engine(config: EngineConfig | None = None, *, timeout: float = START_T
         _lock.release()
 
 
+def running_engine(config: EngineConfig | None = None) -> Engine | None:
+    """The engine of this process for these values if it runs; starts none."""
+    engine = _engines.get(config or EngineConfig(log_level="warning"))
+    return engine if engine is not None and engine.is_alive() else None
+
+
 async def start_engine_async(config: EngineConfig | None = None, *, timeout: float = START_TIMEOUT) -> Engine:
     """`start_engine` for an event loop. If cancelled, the start goes on, and the next caller gets its engine."""
     return await anyio.to_thread.run_sync(partial(start_engine, config, timeout=timeout), abandon_on_cancel=True)
@@ -235,6 +241,7 @@ __all__ = [
     "Engine",
     "error_report",
     "missing_extra",
+    "running_engine",
     "serve_foreground",
     "start_engine",
     "start_engine_async",

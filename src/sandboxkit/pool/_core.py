@@ -14,7 +14,7 @@ from sandboxkit.provider._base import ProviderSandbox
 _SAYS: dict[KillReason, str] = {
     "released": "was an anonymous session's, which has been closed",
     "evicted": "was idle and made room for another session",
-    "replaced": "was replaced: session(replace=True) asked for another template or specification",
+    "replaced": "was replaced by session(replace=True)",
     "abandoned": "was made for a caller that went away",
     "expired": "reached the end of its lifetime (TimeoutPolicy.lifetime)",
     "lost": "is gone, the provider does not know it any more",

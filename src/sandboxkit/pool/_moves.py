@@ -77,7 +77,7 @@ class Renewed:
 @dataclass(frozen=True, slots=True)
 class Lost:
     slot: int
-    reason: Literal["lost", "asked"] = "lost"
+    reason: Literal["lost", "asked", "replaced"] = "lost"
 
 
 @dataclass(frozen=True, slots=True)

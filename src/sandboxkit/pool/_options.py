@@ -17,6 +17,10 @@ RESERVED = "sandboxkit."
 """Metadata keys that begin so are ours."""
 
 MAX_KEY = 256
+MAX_VARIABLE = 128 * 1024
+"""Bytes of `NAME=value` and its end, by Linux's MAX_ARG_STRLEN."""
+MAX_SHOWN = 80
+"""Characters of a wrong value that a message repeats."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +105,7 @@ def session_spec(
         raise ConfigurationError(f"metadata key {reserved[0]!r}: keys that begin with {RESERVED!r} are the pool's own.")
     return Spec(
         template=default_template if template is None else text("template", template),
-        envs=pairs("envs", envs),
+        envs=environment(envs),
         metadata=checked,
     )
 
@@ -191,6 +195,18 @@ def code_text(name: str, value: Any) -> str:
     return value
 
 
+def callback(name: str, value: Any) -> None:
+    """Check what is to be called with output or results."""
+    if value is not None and not callable(value):
+        raise ConfigurationError(f"{name}={shortened(value)}: a function is needed, or None.")
+
+
+def shortened(value: object) -> str:
+    """A value as messages show it, however long it is."""
+    shown = repr(value)
+    return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}... ({len(shown)} characters)"
+
+
 def refuse_warm(min_warm: int) -> None:
     """Refuse warm sandboxes, which are not supported yet."""
     if min_warm:
@@ -213,6 +229,18 @@ def pairs(name: str, mapping: Mapping[str, str] | None) -> Pairs | None:
         if not isinstance(value, str) or not _is_encodable(value):
             raise ConfigurationError(f"{name}: the value of {key!a} is no text that UTF-8 can encode.")
     return tuple(sorted(mapping.items()))
+
+
+def environment(envs: Mapping[str, str] | None) -> Pairs | None:
+    """Check environment variables that a program is to be started with; the message never holds a value."""
+    checked = pairs("envs", envs)
+    for key, value in checked or ():
+        if (size := len(key.encode()) + len(value.encode()) + 2) > MAX_VARIABLE:
+            raise ConfigurationError(
+                f"envs: {key[:40]!a} has {size:,} bytes; Linux starts no program with a variable of more than "
+                f"{MAX_VARIABLE:,}. Write what is large into a file of the sandbox (session.files.write)."
+            )
+    return checked
 
 
 def _is_encodable(value: str) -> bool:

@@ -31,7 +31,8 @@ an anonymous ticket, and only if nobody ever held it.
 
 **Events.** Acquire: a ticket asks. Accept: it took the offer. Leave: it is gone, for whatever reason. Created,
 CreateFailed: how a Create ended. Renewed: the sandbox lives until then. Lost: the provider said that the sandbox is
-gone, or its owner wants it dead. Killed, KillFailed: how a Kill ended. Tick: time has passed. Resize, Drain, Close.
+gone, its owner wants it dead, or replace=True met one that cannot be reached. Killed, KillFailed: how a Kill ended.
+Tick: time has passed. Resize, Drain, Close.
 
 **Commands.** Create, Abort (give up a Create under way; answered by Created or CreateFailed), Kill, Grant (offer a
 live slot to a ticket), Refuse (end a ticket with an error).

@@ -21,7 +21,15 @@ from sandboxkit._types import (
 from sandboxkit.errors import PoolError, UnsupportedOption
 from sandboxkit.events import EventHandler
 from sandboxkit.pool._moves import Drain, Resize
-from sandboxkit.pool._options import count, pool_options, refuse_warm, seconds, session_key, session_spec
+from sandboxkit.pool._options import (
+    count,
+    pool_options,
+    refuse_warm,
+    seconds,
+    session_key,
+    session_spec,
+    shortened,
+)
 from sandboxkit.pool._session import AsyncSession, SessionOpening
 from sandboxkit.pool._shell import CLOSE_LIMIT, Shell
 from sandboxkit.pool._stats import PoolStats, snapshot
@@ -116,7 +124,8 @@ class AsyncSandboxPool:
             key: the session's name, 1 to 256 characters. None is anonymous: a sandbox of one's own, killed at the end.
             template: what the sandbox is made from; the pool's own template when None.
             replace: if the session lives in a sandbox of another template, `metadata` or `envs`, kill that one, with
-                all that is in it, and make a new one. A sandbox that fits is kept.
+                all that is in it, and make a new one. A sandbox that fits is kept, unless it cannot be
+                reached.
             metadata: tags of the sandbox; keys that begin with "sandboxkit." are the pool's own. None means any.
             envs: environment variables of the sandbox, for everything that runs in it. None means any.
             acquire_timeout: seconds that this may take altogether; the pool's own when None.
@@ -148,7 +157,8 @@ class AsyncSandboxPool:
             UnsupportedOption: always, in this version.
         """
         raise UnsupportedOption(
-            f"pool.attach({sandbox_id!r}) is not supported yet; open the session by its key.", option="pool.attach"
+            f"pool.attach({shortened(sandbox_id)}) is not supported yet; open the session by its key.",
+            option="pool.attach",
         )
 
     def stats(self) -> PoolStats:

@@ -17,7 +17,7 @@ from sandboxkit.fragment import Fragment, FragmentResult
 from sandboxkit.pool._command import AsyncCommandHandle
 from sandboxkit.pool._lease import Lease, LeasedSandbox
 from sandboxkit.pool._moves import Spec
-from sandboxkit.pool._options import code_text, count, pairs, seconds, text
+from sandboxkit.pool._options import callback, code_text, count, environment, pairs, seconds, text
 from sandboxkit.pool._shell import Shell
 from sandboxkit.provider._base import OnOutput, OnResult
 from sandboxkit.runner import carry_out
@@ -104,7 +104,7 @@ class AsyncSession:
 
         Args:
             code: what to run; variables stay for the next call.
-            language: of the code.
+            language: of the code. The engine on this machine has Python only.
             context: the id of an interpreter context; the language's default one when None.
             timeout: seconds that it may take; `TimeoutPolicy.code` when None.
             envs: environment variables for this call alone.
@@ -114,18 +114,18 @@ class AsyncSession:
         Raises:
             CodeTimeout: it took longer, and was interrupted; its variables stay.
             OutputTooLarge: more came out; the run was stopped.
-            KernelDied: the interpreter ended.
+            KernelDied: the interpreter ended, or could not be started.
+            UnsupportedOption: the sandbox's interpreter does not have the language.
             SandboxLost: the sandbox is gone.
         """
         limit = self._lease.shell.options.timeouts.code if timeout is None else seconds("timeout", timeout)
         count("max_output", max_output, least=1)
         code_text("code", code)
         pairs("envs", envs)
-        if text("language", language).lower() != "python":
-            raise UnsupportedOption(
-                f"language={language!r} is not supported yet; 'python' is.",
-                option="language",
-            )
+        text("language", language)
+        callback("on_stdout", on_stdout)
+        callback("on_stderr", on_stderr)
+        callback("on_result", on_result)
         if context is not None:
             text("context", context)
         self._lease.check()
@@ -213,9 +213,11 @@ class AsyncSession:
         limit = self._lease.shell.options.timeouts.command if timeout is None else seconds("timeout", timeout)
         count("max_output", max_output, least=1)
         line = code_text("cmd", _command_line(cmd))
-        pairs("envs", envs)
+        environment(envs)
         if cwd:
             text("cwd", cwd)
+        callback("on_stdout", on_stdout)
+        callback("on_stderr", on_stderr)
         if background and timeout is not None:
             raise UnsupportedOption(
                 "timeout= has no effect with background=True; use handle.wait(timeout=...) and handle.kill().",

@@ -20,6 +20,7 @@ from sandboxkit.errors import (
     PoolError,
     PoolFull,
     PoolTimeout,
+    ProviderError,
     SandboxExpired,
     SandboxkitError,
     SandboxLost,
@@ -53,6 +54,8 @@ from sandboxkit.provider._base import Provider
 
 CLOSE_LIMIT = 30.0
 """Seconds that closing may take for killing sandboxes; what is left then is reported."""
+REPLACE_PATIENCE = 5.0
+"""Seconds that `session(replace=True)` tries to reach an idle sandbox that would fit, before it is replaced."""
 GRACE = 5.0
 """Seconds for letting go of the provider."""
 
@@ -249,9 +252,17 @@ class Shell:
         if core is None or core.gone is not None:
             return None
         if core.is_unchecked:
-            with anyio.CancelScope(deadline=acquire.deadline):
-                await self.life.make_sure(core)
+            patience = anyio.current_time() + REPLACE_PATIENCE if acquire.replace else acquire.deadline
+            try:
+                with anyio.CancelScope(deadline=min(patience, acquire.deadline)):
+                    await self.life.make_sure(core)
+            except ProviderError:
+                if not acquire.replace:
+                    raise
             if waiter.error is None and core.is_unchecked and core.gone is None:
+                if acquire.replace:  # what cannot be reached cannot be kept
+                    self.step(Lost(core.slot, "replaced"))
+                    return None
                 raise refusal("timeout", self.options, self.policy)
         if waiter.error is not None:
             raise waiter.error

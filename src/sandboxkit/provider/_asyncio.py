@@ -20,6 +20,8 @@ T = TypeVar("T")
 class TrioCall:
     """One call from a trio task, with the callbacks that were given to it run by that task."""
 
+    is_crossing = True
+
     def __init__(self, portal: _portal.Portal) -> None:
         import trio
 
@@ -83,6 +85,8 @@ class TrioCall:
 
 class Here:
     """The same shape for a caller that is on asyncio already: nothing crosses anything."""
+
+    is_crossing = False
 
     def back(self, func: Callable[[Any], object] | None) -> Callable[[Any], object] | None:
         return func

@@ -63,6 +63,9 @@ _ERROR_CODE = re.compile(r"\[([a-z_]+)\]")
 """The engine ends some messages with their `error_code`, since the SDK passes nothing but the message on."""
 
 
+_LANGUAGE = re.compile(r"\blanguage\b.{0,100}\b(not supported|unsupported)|\bunsupported language\b", re.IGNORECASE)
+
+
 def is_from_the_sdk(error: BaseException) -> bool:
     """Whether an exception is a failure of the SDK, of its transport or of the service, and not one of ours."""
     return isinstance(error, SDK_ERRORS) or (type(error) is Exception and str(error) in _BARE_TEXTS)
@@ -155,9 +158,30 @@ def create_error(error: BaseException, *, template: str) -> SandboxkitError:
     if code == "unsupported_option":
         option = re.search(r"'?([A-Za-z_]+)'? is not supported", text)
         return UnsupportedOption(text, option=option[1] if option else "create")
+    if status == 413:
+        return ConfigurationError(
+            f"The service refused to create a sandbox of {template!r}: {text} `envs` and `metadata` are too large "
+            "together; write what is large into a file of the sandbox."
+        )
     if status == 400:
         return ConfigurationError(f"The service refused to create a sandbox of {template!r}: {text}")
     return translated(error, doing=f"creating a sandbox of {template!r}")
+
+
+def is_about_the_language(error: BaseException) -> bool:
+    """Whether the interpreter refused code because of the language that it is in."""
+    return isinstance(error, e2b.SandboxException) and _LANGUAGE.search(str(error)) is not None
+
+
+def unsupported_language(error: BaseException, language: str, *, sandbox_id: str) -> UnsupportedOption:
+    """The error of ours for such a refusal."""
+    found = re.search(r'"message":\s*"([^"]*)"', str(error))
+    said = found[1] if found else _plain(error)
+    return UnsupportedOption(
+        f"language={language!r} is not supported by the sandbox's interpreter: {said}",
+        option="language",
+        sandbox_id=sandbox_id,
+    )
 
 
 def files_error(

@@ -243,3 +243,43 @@ def test_a_large_result_arrives_whole(play: Callable[..., None]) -> None:
         assert events.main["text"] == "é" * (4 << 20)
 
     play(scenario)
+
+
+LEFT = "import os, time\npid = os.fork()\nif pid == 0:\n    time.sleep(60)\n"
+
+
+@pytest.mark.parametrize("end", ["import os; os._exit(3)", "exit()"])
+def test_what_a_kernel_leaves_in_its_group_goes_with_it(play: Callable[..., None], end: str) -> None:
+    """A fork of a kernel that has ended is killed; the next kernel finds nobody of that group."""
+
+    async def scenario(client: Any) -> None:
+        group = int((await client.run(LEFT + "os.getpgid(pid)")).main["text"])
+        await client.run(end)
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    os.killpg(group, 0)
+                except ProcessLookupError:
+                    break
+                await asyncio.sleep(0.01)
+
+    play(scenario)
+
+
+def test_forks_of_a_cell_that_was_given_up_go_and_older_ones_stay(play: Callable[..., None]) -> None:
+    """When a client leaves, what its cell has started is killed; what earlier cells started goes on."""
+
+    async def scenario(client: Any) -> None:
+        older = int((await client.run("import subprocess\np = subprocess.Popen(['sleep', '60'])\np.pid")).main["text"])
+        response = client.start(LEFT + "print(pid, flush=True)\ntime.sleep(60)")
+        async for event in response.events():
+            if event["type"] == "stdout":
+                newer = int(event["text"])
+                break
+        await response.leave()
+        assert (await client.run("p.poll() is None")).main["text"] == "True"
+        os.kill(older, 0)
+        with pytest.raises(ProcessLookupError):
+            os.kill(newer, 0)
+
+    play(scenario)

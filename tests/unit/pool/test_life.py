@@ -136,3 +136,38 @@ def test_a_renewal_that_hangs_is_a_typed_error(virtual_time: VirtualTime) -> Non
 
     virtual_time.run(main)
     assert virtual_time.elapsed() < 70
+
+
+def test_replace_need_not_reach_the_old_sandbox(virtual_time: VirtualTime) -> None:
+    """An idle sandbox that nobody can reach is replaced; the cap counts it until its kill is confirmed."""
+
+    async def main() -> None:
+        fake = virtual_time.provider()
+        for max_live in (1, 2):
+            async with AsyncSandboxPool(endpoint=fake, timeouts=POLICY, max_live=max_live) as pool:
+                async with pool.session("a") as session:
+                    first = session.sandbox_id
+                fake.inject("extend", Fault(error=ProviderUnavailable("no answer"), times=2))
+                fake.inject("kill", Fault(error=ProviderUnavailable("no answer"), times=2))
+                with pytest.raises(ProviderUnavailable):
+                    await pool.session("a")
+                async with pool.session("a", replace=True) as session:
+                    assert session.sandbox_id != first
+                    assert (first in fake.live) is (max_live == 2)
+
+    virtual_time.run(main)
+
+
+def test_replace_waits_for_no_silent_sandbox(virtual_time: VirtualTime) -> None:
+    """One that does not answer is given up long before the caller's own time is over."""
+
+    async def main() -> None:
+        fake = virtual_time.provider()
+        async with AsyncSandboxPool(endpoint=fake, timeouts=POLICY, acquire_timeout=8) as pool:
+            async with pool.session("a") as session:
+                first = session.sandbox_id
+            fake.inject("extend", Fault(delay=1000))
+            async with pool.session("a", replace=True) as session:
+                assert session.sandbox_id != first
+
+    virtual_time.run(main)

@@ -211,3 +211,48 @@ def test_urls_have_the_scheme_of_the_endpoint(endpoint: Endpoint, expected: str)
         connection_config=e2b.ConnectionConfig(**connection_options(endpoint)),
     )
     assert E2BSandbox(raw, "base", None).url(3000) == expected
+
+
+async def refusal_of_code(execute: Callable[[Request], bytes | None], **arguments: Any) -> Exception:
+    """What run_code raises where the interpreter answers so."""
+
+    def route(asked: Request) -> bytes | None:
+        return (execute if "/execute" in asked.line else answer(201, CREATED))(asked)
+
+    async with service(route) as (_, provider):
+        sandbox = await provider.create(request())
+        with pytest.raises(errors.SandboxkitError) as caught:
+            await sandbox.run_code("1", **arguments)
+    return caught.value
+
+
+@pytest.mark.anyio
+async def test_an_interpreter_that_does_not_start() -> None:
+    """The error says that the code was not run, and how to mend the template; not that the code ended something."""
+    event = {"type": "error", "name": "InterpreterUnavailable", "value": "no module named kernel", "traceback": ""}
+    error = await refusal_of_code(answer(200, json.dumps(event).encode() + b"\n"))
+    assert isinstance(error, errors.KernelDied)
+    assert "could not be started (no module named kernel)" in str(error)
+    assert "templates build t --force" in str(error)
+    assert "while it ran" not in str(error)
+
+
+@pytest.mark.anyio
+async def test_a_language_that_the_interpreter_lacks() -> None:
+    """Its refusal becomes UnsupportedOption; other refusals of the request stay what they are."""
+    error = await refusal_of_code(
+        answer(400, {"code": 400, "message": "Language 'go' is not supported"}), language="go"
+    )
+    assert isinstance(error, errors.UnsupportedOption)
+    assert error.option == "language"
+    other = await refusal_of_code(answer(400, {"code": 400, "message": "no"}), language="go")
+    assert isinstance(other, errors.ProviderError)
+
+
+@pytest.mark.anyio
+async def test_a_given_endpoint_that_goes_away_is_not_a_loss() -> None:
+    """Only the end of this process's own engine is certain: another service may come back, with its sandboxes."""
+    async with service(answer(201, CREATED), drop) as (_, provider):
+        sandbox = await provider.create(request())
+        with pytest.raises(errors.ProviderUnavailable):
+            await sandbox.extend(60)

@@ -53,10 +53,12 @@ def test_e2b_by_name_needs_a_key(settings: Settings) -> None:
 def test_environment_file(tmp_path: Path) -> None:
     """SANDBOXKIT_ENDPOINT may be the path of a file that `sandboxkit serve --env-file` wrote."""
     file = tmp_path / "engine.env"
-    file.write_text("# comment\nE2B_API_KEY='e2b_1'\nexport E2B_API_URL=\"http://127.0.0.1:9\"\nE2B_SANDBOX_URL=x\n")
+    file.write_text(
+        "# comment\nE2B_API_KEY='e2b_1'\nexport E2B_API_URL=\"http://127.0.0.1:9\"\nE2B_SANDBOX_URL=http://[::1]:9\n"
+    )
     choice = choose("auto", Settings(endpoint=str(file), api_key="other"))
     assert choice.kind == "given"
-    assert choice.endpoint == Endpoint("e2b_1", "http://127.0.0.1:9", "x")
+    assert choice.endpoint == Endpoint("e2b_1", "http://127.0.0.1:9", "http://[::1]:9")
     file.write_text("E2B_API_URL='http://127.0.0.1:9'\n")
     with pytest.raises(MissingApiKey):
         choose("auto", Settings(endpoint=str(file)))

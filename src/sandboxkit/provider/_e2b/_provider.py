@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
@@ -17,10 +18,14 @@ from sandboxkit._types import Endpoint, NetworkMode, NetworkPolicy, SandboxInfo
 from sandboxkit.errors import (
     ConfigurationError,
     ProviderUnavailable,
+    SandboxNotFound,
 )
+from sandboxkit.local._child import Engine, running_engine, start_engine_async
 from sandboxkit.provider import _errors
+from sandboxkit.provider._asyncio import Here, TrioCall
 from sandboxkit.provider._base import CreateRequest
 from sandboxkit.provider._e2b._create import again_if_the_reply_was_lost, made_or_killed
+from sandboxkit.provider._e2b._own_engine import CallOnOwnEngine
 from sandboxkit.provider._e2b._request import connection_options, cross, one_request
 from sandboxkit.provider._e2b._sandbox import E2BSandbox
 from sandboxkit.provider._network import NetworkOptions, machine_indexes, network_options
@@ -62,7 +67,10 @@ class E2BProvider:
 
     async def list(self, *, metadata: Mapping[str, str] | None = None) -> AsyncIterator[SandboxInfo]:
         query = _query(metadata)
-        options = await self._connection()
+        found = self._reached()
+        if found is None:
+            return
+        _, options = found
         pages = AsyncSandbox.list(query=query, **options)
         while pages.has_next:
             page = await cross()(one_request, pages.next_items, "listing sandboxes")
@@ -70,24 +78,36 @@ class E2BProvider:
                 yield _sandbox_info(info)
 
     async def kill(self, sandbox_id: str) -> bool:
-        options = await self._connection()
-        killed: bool = await cross()(
-            one_request, lambda: AsyncSandbox.kill(sandbox_id, **options), "killing it", sandbox_id
-        )
+        found = self._reached()
+        if found is None:
+            return False
+        engine, options = found
+        try:
+            killed: bool = await _way(engine, sandbox_id)(
+                one_request, lambda: AsyncSandbox.kill(sandbox_id, **options), "killing it", sandbox_id
+            )
+        except SandboxNotFound:
+            return False
         return killed
 
     async def aclose(self) -> None:
         # The SDK's connections belong to the process, and so does the engine, which other pools share.
         await anyio.lowlevel.checkpoint()
 
-    async def _connection(self) -> dict[str, Any]:
+    def _reached(self) -> tuple[Engine | None, dict[str, Any]] | None:
+        """What existing sandboxes are reached by. None where there are none, since this process's engine does not run:
+        it would have to be started, only to say so."""
         if self._options is not None:
-            return self._options
-        # Asked for each time: an engine that died is started again for the next sandbox.
-        from sandboxkit.local._child import start_engine_async
+            return None, self._options
+        engine = running_engine()
+        return None if engine is None else (engine, connection_options(engine.endpoint))
 
+    async def _started(self) -> tuple[Engine | None, dict[str, Any]]:
+        """What a new sandbox is made by. Asked for each time: an engine that died is started again."""
+        if self._options is not None:
+            return None, self._options
         engine = await start_engine_async()
-        return connection_options(engine.endpoint)
+        return engine, connection_options(engine.endpoint)
 
     async def _network_options(self, network: NetworkMode | NetworkPolicy) -> NetworkOptions:
         if network == "packages" and (self._indexes is None or not self._indexes.is_whole):
@@ -98,7 +118,7 @@ class E2BProvider:
         return network_options(network, indexes=self._indexes, denies_names=self._name != "e2b")
 
     async def _create(self, request: CreateRequest, network: NetworkOptions) -> E2BSandbox:
-        options = await self._connection()
+        engine, options = await self._started()
         lifetime = math.ceil(request.lifetime)
         # The answer does not say when it ends: at the earliest, its lifetime after we asked.
         end_at = datetime.now(UTC) + timedelta(seconds=lifetime)
@@ -126,18 +146,33 @@ class E2BProvider:
             if not _errors.is_from_the_sdk(error):
                 raise
             raise _errors.create_error(error, template=request.template) from error
-        return E2BSandbox(raw, request.template, end_at)
+        return E2BSandbox(raw, request.template, end_at, _way_to(engine, raw.sandbox_id))
 
     async def _connect(self, sandbox_id: str, lifetime: float) -> E2BSandbox:
-        options = await self._connection()
+        found = self._reached()
+        if found is None:
+            raise SandboxNotFound(
+                f"Sandbox {sandbox_id} was not found: the local engine of this process does not run.",
+                sandbox_id=sandbox_id,
+            )
+        engine, options = found
         seconds = math.ceil(lifetime)
 
         async def connect() -> E2BSandbox:
             raw: Any = await AsyncSandbox.connect(sandbox_id, timeout=seconds, **options)  # typed as its base class
             info = await raw.get_info()
-            return E2BSandbox(raw, info.name or info.template_id, info.end_at)
+            way = _way_to(engine, sandbox_id)
+            return E2BSandbox(raw, info.name or info.template_id, info.end_at, way)
 
         return await one_request(connect, "connecting to it", sandbox_id)
+
+
+def _way(engine: Engine | None, sandbox_id: str) -> TrioCall | Here | CallOnOwnEngine:
+    return cross() if engine is None else CallOnOwnEngine(engine, sandbox_id)
+
+
+def _way_to(engine: Engine | None, sandbox_id: str) -> Callable[[], TrioCall | Here | CallOnOwnEngine]:
+    return partial(_way, engine, sandbox_id)
 
 
 def _query(metadata: Mapping[str, str] | None) -> e2b.SandboxQuery | None:

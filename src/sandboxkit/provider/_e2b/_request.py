@@ -18,6 +18,7 @@ from sandboxkit.errors import (
 )
 from sandboxkit.provider import _errors
 from sandboxkit.provider._asyncio import Here, TrioCall, on_asyncio
+from sandboxkit.provider._proxy import exempt_loopback
 
 T = TypeVar("T")
 
@@ -70,6 +71,7 @@ def connection_options(endpoint: Endpoint) -> dict[str, Any]:
             "E2B_SANDBOX_URL is set, but the endpoint in use names no sandbox_url: the SDK would send this endpoint's "
             "requests there. Unset it, or pass Endpoint(sandbox_url=...)."
         )
+    exempt_loopback(api_url, sandbox_url)
     return {
         "api_key": endpoint.api_key,
         "api_url": api_url,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,14 @@ from sandboxkit.errors import (
     CommandTimeout,
     ConfigurationError,
     KernelDied,
+    SandboxNotFound,
 )
 from sandboxkit.provider import _errors
-from sandboxkit.provider._asyncio import TrioCall
+from sandboxkit.provider._asyncio import Here, TrioCall
 from sandboxkit.provider._base import OnOutput, OnResult
 from sandboxkit.provider._e2b._commands import START_LIMIT, E2BCommand, Listener, Stopped, told
 from sandboxkit.provider._e2b._files import E2BFiles
+from sandboxkit.provider._e2b._own_engine import CallOnOwnEngine
 from sandboxkit.provider._e2b._request import cross, one_request
 from sandboxkit.provider._output import OutputKeeper, result_size
 
@@ -34,17 +36,25 @@ else:
     from e2b_code_interpreter import AsyncSandbox
 
 # What the interpreters say in an error event when there is no kernel any more: the engine's, then E2B's own two.
-_KERNEL_DIED = frozenset({"KernelDied", "ContextRestarting", "InterpreterUnavailable", "WebSocketError"})
+_KERNEL_DIED = frozenset({"KernelDied", "ContextRestarting", "WebSocketError"})
+_KERNEL_CANNOT_START = "InterpreterUnavailable"
 
 
 class E2BSandbox:
     """A `ProviderSandbox` over one of the SDK's asynchronous sandboxes."""
 
-    def __init__(self, raw: AsyncSandbox, template: str, end_at: datetime | None) -> None:
+    def __init__(
+        self,
+        raw: AsyncSandbox,
+        template: str,
+        end_at: datetime | None,
+        way: Callable[[], TrioCall | Here | CallOnOwnEngine] = cross,
+    ) -> None:
         self._raw = raw
+        self._way = way
         self._template = template
         self._end_at = end_at
-        self._files = E2BFiles(raw, cross, lambda: self._end_at)
+        self._files = E2BFiles(raw, way, lambda: self._end_at)
 
     @property
     def sandbox_id(self) -> str:
@@ -81,7 +91,7 @@ class E2BSandbox:
     ) -> Execution:
         if context is not None and language is not None:
             raise ConfigurationError("run_code takes a language or a context, not both: a context has its language.")
-        call = cross()
+        call = self._way()
         listener = Listener(OutputKeeper(max_output), call.back(on_stdout), call.back(on_stderr))
         execution: Execution = await call(
             self._run_code, code, language, context, timeout, envs, listener, call.back(on_result)
@@ -99,7 +109,7 @@ class E2BSandbox:
         on_stderr: OnOutput | None = None,
         max_output: int = 10 * 1024 * 1024,
     ) -> CommandResult:
-        call = cross()
+        call = self._way()
         listener = Listener(OutputKeeper(max_output), call.back(on_stdout), call.back(on_stderr))
         result: CommandResult = await call(self._run_command, cmd, timeout, cwd, envs, listener)
         return result
@@ -115,8 +125,8 @@ class E2BSandbox:
         max_output: int = 10 * 1024 * 1024,
         stdin: bool = False,
     ) -> E2BCommand:
-        call = cross()
-        if isinstance(call, TrioCall) and (on_stdout or on_stderr):
+        call = self._way()
+        if call.is_crossing and (on_stdout or on_stderr):
             # The call ends with the start, and there is no task of the caller's that could run them later.
             raise ConfigurationError(
                 "Callbacks of a background command need asyncio: on trio, wait for the result, or use run_command."
@@ -126,14 +136,19 @@ class E2BSandbox:
         return command
 
     async def restart(self, context: str | None = None) -> None:
-        await cross()(one_request, lambda: self._restart(context), "restarting its interpreter", self.sandbox_id)
+        await self._way()(one_request, lambda: self._restart(context), "restarting its interpreter", self.sandbox_id)
 
     async def extend(self, lifetime: float) -> datetime:
-        end_at: datetime = await cross()(self._extend, lifetime)
+        end_at: datetime = await self._way()(self._extend, lifetime)
         return end_at
 
     async def is_running(self) -> bool:
-        running: bool = await cross()(one_request, self._raw.is_running, "asking for its health", self.sandbox_id)
+        try:
+            running: bool = await self._way()(
+                one_request, self._raw.is_running, "asking for its health", self.sandbox_id
+            )
+        except SandboxNotFound:
+            return False
         return running
 
     def host(self, port: int) -> str:
@@ -144,7 +159,10 @@ class E2BSandbox:
         return f"{served.partition('://')[0]}://{self.host(port)}"
 
     async def kill(self) -> bool:
-        killed: bool = await cross()(one_request, self._raw.kill, "killing it", self.sandbox_id)
+        try:
+            killed: bool = await self._way()(one_request, self._raw.kill, "killing it", self.sandbox_id)
+        except SandboxNotFound:
+            return False
         return killed
 
     # -- on asyncio ------------------------------------------------------------------------------------------------
@@ -188,7 +206,7 @@ class E2BSandbox:
                 raise stopped.reason from None
             except Exception as error:
                 if not limit.cancel_called:
-                    raise self._code_error(error, context) from error
+                    raise self._code_error(error, context, language) from error
         if limit.cancel_called:
             raise CodeTimeout(
                 f"The code ran longer than timeout={timeout:g} s (TimeoutPolicy.code) and was interrupted.",
@@ -196,6 +214,13 @@ class E2BSandbox:
                 timeout=timeout,
             )
         failed = done.error
+        if failed is not None and failed.name == _KERNEL_CANNOT_START:
+            raise KernelDied(
+                f"The interpreter of sandbox {self.sandbox_id} could not be started ({failed.value}); the code was not "
+                f"run. The template {self.template!r} may be damaged: for the local engine, "
+                f"`sandboxkit templates build {self.template} --force` builds it anew.",
+                sandbox_id=self.sandbox_id,
+            )
         if failed is not None and failed.name in _KERNEL_DIED:
             raise KernelDied(
                 f"The interpreter of sandbox {self.sandbox_id} ended while it ran the code ({failed.value}). Its "
@@ -210,11 +235,19 @@ class E2BSandbox:
             count=done.execution_count,
         )
 
-    def _code_error(self, error: Exception, context: str | None) -> Exception:
+    def _code_error(self, error: Exception, context: str | None, language: str | None) -> Exception:
         if not _errors.is_from_the_sdk(error):
             return error
         if isinstance(error, e2b.NotFoundException) and context is not None:
             return ConfigurationError(f"Context {context!r} was not found.", sandbox_id=self.sandbox_id)
+        if str(error).startswith("413 "):
+            return ConfigurationError(
+                f"The code and its `envs` are too large for one request: {error}. Write what is large into a file of "
+                "the sandbox (files.write).",
+                sandbox_id=self.sandbox_id,
+            )
+        if language is not None and _errors.is_about_the_language(error):
+            return _errors.unsupported_language(error, language, sandbox_id=self.sandbox_id)
         return _errors.translated(error, doing="running code", sandbox_id=self.sandbox_id, end_at=self._end_at)
 
     async def _run_command(
@@ -273,7 +306,7 @@ class E2BSandbox:
             raise CommandTimeout(
                 f"The command did not start within {limit:g} s.", sandbox_id=self.sandbox_id, timeout=limit
             )
-        return E2BCommand(self._raw, handle, listener.keeper, cross, lambda: self._end_at, takes_stdin=stdin)
+        return E2BCommand(self._raw, handle, listener.keeper, self._way, lambda: self._end_at, takes_stdin=stdin)
 
     async def _restart(self, context: str | None) -> None:
         if context is None:
