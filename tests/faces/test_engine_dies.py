@@ -55,7 +55,7 @@ def test_sessions_go_on_with_a_new_engine() -> None:
             assert again.run_code("3").text == "3"
         stats = pool.stats()
         assert (stats["lost"], stats["live"], stats["killing"], stats["kill_errors"]) == (2, 2, 0, 0)
-    lost = [event.sandbox_id for event in events if event.op == "sandbox.lost"]
+    lost = [event.sandbox_id for event in events if event.name == "sandbox.lost"]
     assert sorted(str(sandbox_id) for sandbox_id in lost) == sorted(first)
 
 
