@@ -16,7 +16,8 @@ NAME = ".manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a layer holds: how many entries, how many bytes in files, and a digest over all paths, kinds and sizes.
+    """What a layer holds beside `__pycache__`: how many entries, how many bytes in files, and a digest over all paths,
+    kinds and sizes.
 
     Contents are not read: that would take seconds, and what befalls a cache is files that are missing or cut short.
     """
@@ -73,7 +74,8 @@ def _lines(folder: str, within: str) -> Iterator[tuple[str, int]]:
     with os.scandir(folder) as entries:
         for entry in entries:
             path = f"{within}{entry.name}"
-            if path == NAME:
+            # Compiled files come and go: an interpreter of the host that looks into the layer writes some.
+            if path == NAME or entry.name == "__pycache__":
                 continue
             if entry.is_dir(follow_symlinks=False):
                 yield f"{path}/", 0
