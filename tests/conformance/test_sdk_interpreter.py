@@ -358,28 +358,3 @@ while not os.path.exists("{other}"):
             await sandbox.kill()
 
     asyncio.run(scenario())
-
-
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass",
-        "import os, time\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        time.sleep(60)",
-    ],
-    ids=["busy", "asleep"],
-)
-def test_a_fork_bomb_that_was_given_up_leaves_a_usable_sandbox(own: Sandbox, code: str) -> None:
-    """After the time limit of a cell that forks for ever, its forks go, and commands and code run again."""
-    with pytest.raises(TimeoutException):
-        own.run_code(code, timeout=3)
-    assert own.run_code("6 * 7", timeout=30).text == "42"
-    assert own.commands.run("for i in 1 2 3; do (true); done; echo $(echo usable)").stdout == "usable\n"
-
-
-def test_a_fork_bomb_that_fails_leaves_a_usable_sandbox(own: Sandbox) -> None:
-    """Where a cell ends because it cannot fork any more, or its interpreter for memory, its forks end with it."""
-    error = own.run_code("import os\nwhile True:\n    os.fork()", timeout=30).error
-    assert error is not None
-    assert error.name in {"BlockingIOError", "ContextRestarting"}
-    assert own.run_code("6 * 7", timeout=30).text == "42"
-    assert own.commands.run("echo $(echo usable)").stdout == "usable\n"

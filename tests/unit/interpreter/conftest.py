@@ -65,15 +65,11 @@ class HostAgent:
             raise AgentLost
         if not os.path.isdir(cwd):
             raise AgentError(2, "No such file or directory", cwd)
-        if argv[0] == "/bin/sh":  # no kernel: what clears up behind one
-            null = subprocess.DEVNULL
-            return HostProcess(subprocess.Popen(argv, stdin=null, stdout=null, stderr=null, env=dict(envs)), self)
         assert argv[0] == ENV_PYTHON
         assert set(fds) == {1, 2, 3}
         # The box has the environment's own interpreter; here it is this one, with the environment's packages.
         program = [base_python(), os.path.abspath(kernel_program.__file__)]
         environment = {**envs, "PYTHONPATH": self._packages, "HOME": cwd}
-        environment["PYTHONDONTWRITEBYTECODE"] = "1"  # the built layer must stay as it was built
         # Copies out of the way of 1 to 3, which `pass_fds` cannot renumber.
         shell = 'exec "$0" "$@" 1>&"$OUT" 2>&"$ERR" 3>&"$WIRE"'
         copies = {name: os.dup(fds[number]) for name, number in (("OUT", 1), ("ERR", 2), ("WIRE", 3))}

@@ -21,7 +21,6 @@ from collections.abc import Coroutine, Generator
 from types import FrameType
 from typing import Any
 
-from . import kernel_children
 from .kernel_mime import DERIVED, encode, fields
 from .kernel_shell import make_shell
 from .kernel_wire import MAX_BODY, Wire
@@ -87,9 +86,6 @@ class Kernel:
         self._interrupted = False
         self._sending = 0
         self._owed = False
-        self._pid = os.getpid()
-        self._began = 0
-        self._was_abandoned = False
 
     # -- serving --------------------------------------------------------------------------------------------------
 
@@ -127,17 +123,13 @@ class Kernel:
                 os.environ.update(request["envs"])
                 continue
             self._cell = head["cell"]
-            self._failed = self._interrupted = self._owed = self._was_abandoned = False
-            self._began = kernel_children.now()
+            self._failed = self._interrupted = self._owed = False
             # The code of an earlier cell may have put a handler of its own.
             signal.signal(signal.SIGINT, self._on_interrupt)
             self._wire.send({"op": "began", "cell": self._cell, "count": self._shell.execution_count})
             self._task = self._loop.create_task(self._run_cell(request), context=self._context)
             await asyncio.wait([self._task])
             self._task = None
-            if self._was_abandoned:
-                # Forks of a cell that nobody waits for would fill the box. What earlier cells started goes on.
-                kernel_children.end_since(self._began)
             ended, self._cell = self._cell, None
             self._wire.send({"op": "ended", "cell": ended, "exiting": self._exiting})
 
@@ -178,9 +170,6 @@ class Kernel:
                     stream.flush()
                 except Exception:
                     continue  # the user's code may have put anything there, or closed it
-            if os.getpid() != self._pid:
-                # A fork that came to the end of the cell: it has no wire, and would wait for ever.
-                os._exit(int(self._failed))
 
     async def _run_code(self, code: str) -> None:
         shell = self._shell
@@ -241,7 +230,6 @@ class Kernel:
     def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
         if not self._interruptible:
             return
-        self._was_abandoned = True
         if self._sending:
             self._owed = True
         elif self._selector.waits or not _runs_user_code(frame):

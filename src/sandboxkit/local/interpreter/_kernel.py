@@ -204,20 +204,13 @@ class Kernel:
         return _in_words(status)
 
     async def stop(self, agent: Agent) -> None:
-        """End it, in an orderly way at first, by SIGKILL where that takes too long; then what is left of its group.
-
-        What made itself a group or session of its own stays until the box ends.
-        """
+        """End it, with what it started: in an orderly way at first, by SIGKILL where that takes too long."""
         self.close()
         try:
             async with asyncio.timeout(EXIT_TIMEOUT):
                 await self._process.wait()
         except TimeoutError:
             await agent.signal(self._process.pid, signal.SIGKILL)
-            await self._process.wait()
-        # The agent signals nobody whom it has reaped. A group's number is not given away while it has members.
-        argv = ["/bin/sh", "-c", 'kill -KILL -- "-$0"', str(self._process.pid)]
-        await (await agent.spawn(argv, envs={}, cwd="/", fds={})).wait()
 
     def close(self) -> None:
         """Let go of it at once: it sees its socket close. Idempotent."""
