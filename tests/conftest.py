@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from sandboxkit._types import Endpoint
-from sandboxkit.local._child import start_engine, stop_engines
+from sandboxkit.local._child import stop_engines
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = "code-interpreter-v1"
@@ -153,6 +153,7 @@ def nothing_left_running() -> Iterator[None]:
         return
     before = _our_processes()
     yield
+    stop_engines()
     left = _wait_until_gone(before, seconds=10)
     assert not left, f"left running after the tests: {left}"
 
@@ -189,12 +190,31 @@ def repository() -> Path:
 # -- the engine ---------------------------------------------------------------------------------------------------
 
 
+_KEEPS_AN_ENGINE = """
+import json, sys
+from sandboxkit.local._child import start_engine, stop_engines
+found = start_engine().endpoint
+print(json.dumps([found.api_key, found.api_url, found.sandbox_url]), flush=True)
+sys.stdin.read()
+stop_engines()
+"""
+
+
 @pytest.fixture(scope="session")
 def engine(nothing_left_running: None) -> Iterator[Endpoint]:
-    """Where the session's one engine answers: a real child process, started by the first test that asks for it."""
-    started = start_engine()
-    yield started.endpoint
-    stop_engines()
+    """Where the session's one engine answers: a real engine, started by the first test that asks for it. It is the
+    child of a process of its own: tests stop and kill the one that this process's pools share."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _KEEPS_AN_ENGINE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as keeper:
+        assert keeper.stdin is not None
+        assert keeper.stdout is not None
+        try:
+            key, api_url, sandbox_url = json.loads(keeper.stdout.readline())
+            yield Endpoint(key, api_url=api_url, sandbox_url=sandbox_url)
+        finally:
+            keeper.stdin.close()
+            keeper.wait(30)
 
 
 @pytest.fixture(scope="session")

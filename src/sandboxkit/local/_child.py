@@ -85,8 +85,7 @@ def start_engine(config: EngineConfig | None = None, *, timeout: float = START_T
         raise errors.EngineUnavailable(
             f"The local engine runs on Linux only, and this is {sys.platform}; set E2B_API_KEY and use endpoint='e2b'."
         )
-    # It serves this program alone, which says of each sandbox what it may reach: the ceiling is what it may say.
-    wanted = config or EngineConfig(log_level="warning", internet_ceiling="internet")
+    wanted = config or _own()
     deadline = time.monotonic() + timeout
     if not _lock.acquire(timeout=timeout):
         raise errors.EngineUnavailable(f"Another thread has been starting the local engine for {timeout:g} seconds.")
@@ -103,9 +102,15 @@ def start_engine(config: EngineConfig | None = None, *, timeout: float = START_T
         _lock.release()
 
 
+def _own() -> EngineConfig:
+    """How the engine of this program's pools is set. It serves this program alone, which says of each sandbox what it
+    may reach: the ceiling is what it may say."""
+    return EngineConfig(log_level="warning", internet_ceiling="internet")
+
+
 def running_engine(config: EngineConfig | None = None) -> Engine | None:
     """The engine of this process for these values if it runs; starts none."""
-    engine = _engines.get(config or EngineConfig(log_level="warning"))
+    engine = _engines.get(config or _own())
     return engine if engine is not None and engine.is_alive() else None
 
 
