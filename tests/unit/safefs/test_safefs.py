@@ -319,10 +319,10 @@ async def test_strict_names(recorded: Any) -> None:
 
 async def test_another_root(recorded: Any) -> None:
     """Relative paths count from the root that was given, and it is what confines."""
-    fs = AsyncSafeFS(recorded, root="/tmp/work/")
-    assert fs.root == "/tmp/work"
+    fs = AsyncSafeFS(recorded, root="/tmp/base/")
+    assert fs.root == "/tmp/base"
     await fs.write("a", "1")
-    assert recorded.requests == [("write", "/tmp/work/a")]
+    assert recorded.requests == [("write", "/tmp/base/a")]
     with pytest.raises(PathEscape):
         await fs.read_text("/home/user/a")
 
