@@ -21,7 +21,7 @@ import pytest
 from sandboxkit import errors
 from sandboxkit._types import Endpoint
 from sandboxkit.local import _child
-from sandboxkit.local._child import Engine, start_engine, stop_engines
+from sandboxkit.local._child import Engine, running_engine, start_engine, stop_engines
 from sandboxkit.local._config import EngineConfig
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -240,9 +240,11 @@ def test_a_port_in_use_is_named(config: EngineConfig) -> None:
             start_engine(busy)
 
 
-def test_the_shared_engine_of_the_session_is_not_ours_to_stop(engine: Endpoint) -> None:
-    """start_engine() without values is the one that everybody shares."""
-    assert start_engine().endpoint == engine
+def test_without_values_there_is_one_engine_for_all() -> None:
+    """start_engine() without values is the one that everybody in this process shares, and that running_engine() finds."""
+    first = start_engine()
+    assert start_engine() is first
+    assert running_engine() is first
 
 
 # -- in the foreground --------------------------------------------------------------------------------------------
