@@ -241,7 +241,7 @@ def test_a_port_in_use_is_named(config: EngineConfig) -> None:
 
 
 def test_without_values_there_is_one_engine_for_all() -> None:
-    """start_engine() without values is the one that everybody in this process shares, and that running_engine() finds."""
+    """start_engine() without values is the one that this whole process shares, and running_engine() finds it."""
     first = start_engine()
     assert start_engine() is first
     assert running_engine() is first
