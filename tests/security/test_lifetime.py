@@ -40,7 +40,9 @@ async def kill_with_children(isolation: Any) -> Any:
         ["setsid", "sh", "-c", "setsid sleep 100 & exec sleep 100"], envs=ENVIRONMENT, cwd=HOME, fds={}
     )
     waiting = asyncio.ensure_future(waiter.wait())
-    pids = processes_of(box.init_pid)
+    async with asyncio.timeout(10):
+        while len(pids := processes_of(box.init_pid)) < 4:  # noqa: ASYNC110  nothing tells that the shell has forked
+            await asyncio.sleep(0.01)
     await asyncio.gather(box.kill(), box.kill())
     await box.kill()
     try:

@@ -61,7 +61,7 @@ def test_a_layer_without_a_key_file_is_not_used(damaged: Path, name: str) -> Non
 
 
 def change_size(path: Path) -> None:
-    path.write_text("y = 20\n")
+    path.write_text("")
 
 
 def change_name(path: Path) -> None:
