@@ -84,7 +84,7 @@ def flood(run: Any, tools: Any, *, commands: int, cells: int) -> None:
         )
         print(f"{middle * 1000:.1f} ms (median of {len(latencies)}), {max(latencies):.2f} s at most")
         assert peak < allowed
-        assert max(latencies) < 30  # a hang, not a speed
+        assert max(latencies) < 5
         for reader in readers:
             reader.close()
         for sandbox in wild:

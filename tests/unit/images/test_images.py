@@ -61,11 +61,22 @@ def test_a_layer_without_a_key_file_is_not_used(damaged: Path, name: str) -> Non
 
 
 def change_size(path: Path) -> None:
-    path.write_text("")
+    path.write_text("y = 20\n")
 
 
 def change_name(path: Path) -> None:
     path.rename(path.with_name("other.py"))
+
+
+def test_authorities_that_a_machine_adds_are_no_damage(damaged: Path) -> None:
+    """A bundle of certificates may grow in place; that it is there still counts."""
+    bundle = damaged / "lib/python3.11/site-packages/IPython/cacert.pem"
+    bundle.write_text("one\n")
+    _manifest.write(damaged)
+    bundle.write_text("one\ntwo\n")
+    assert images.damage(images.find("code-interpreter-v1")) is None
+    bundle.unlink()
+    assert images.damage(images.find("code-interpreter-v1")) is not None
 
 
 @pytest.mark.parametrize("change", [Path.unlink, change_size, change_name], ids=["gone", "size", "name"])

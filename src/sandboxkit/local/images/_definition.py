@@ -17,7 +17,7 @@ from sandboxkit.template import Template, folder
 
 BASE = "base"
 ENV_TARGET = f"{PREFIX}/env"
-BUILDER_FORMAT = 4
+BUILDER_FORMAT = 5
 """Part of every layer's name: raise it whenever the builder puts something else into a layer."""
 
 DISK = 1024 * 1024 * 1024

@@ -16,8 +16,8 @@ NAME = ".manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a layer holds beside `__pycache__`: how many entries, how many bytes in files, and a digest over all paths
-    and kinds. A file that grew is no damage: some machines add their own authorities to the bundles of certificates.
+    """What a layer holds beside `__pycache__`: how many entries, how many bytes in files, and a digest over all paths,
+    kinds and sizes. A bundle of certificates counts by its name only: some machines add their own authorities to it.
 
     Contents are not read: that would take seconds, and what befalls a cache is files that are missing or cut short.
     """
@@ -57,9 +57,9 @@ def damage(root: Path) -> str | None:
         return None
     if now.entries != then.entries:
         return f"it has {now.entries:,} files and folders, and had {then.entries:,}"
-    if now.size < then.size:
+    if now.size != then.size:
         return f"its files have {now.size:,} bytes, and had {then.size:,}"
-    return "its files have other names than when it was built" if now.digest != then.digest else None
+    return "its files have other names or sizes than when it was built"
 
 
 def _measure(root: Path) -> Manifest:
@@ -82,4 +82,5 @@ def _lines(folder: str, within: str) -> Iterator[tuple[str, int]]:
                 yield from _lines(entry.path, f"{path}/")
             else:
                 found = entry.stat(follow_symlinks=False)
-                yield f"{path}\0{stat.S_IFMT(found.st_mode):o}", found.st_size
+                size = 0 if entry.name == "cacert.pem" else found.st_size
+                yield f"{path}\0{stat.S_IFMT(found.st_mode):o}\0{size}", size
