@@ -38,6 +38,7 @@ import anyio
 import anyio.to_thread
 
 from sandboxkit._crossing import CallBack, Done, Item, Message, Post, Told
+from sandboxkit._foreign import wait_at_exit
 from sandboxkit.errors import ConfigurationError, ForkedProcess, PoolClosed
 from sandboxkit.events import listener
 
@@ -109,6 +110,7 @@ class Portal:
         self._closers: dict[object, Callable[[], Awaitable[object]]] = {}
         self._thread = threading.Thread(target=self._main, name="sandboxkit-portal", daemon=True)
         self._thread.start()
+        wait_at_exit()  # before ours: handlers run in reverse order
         atexit.register(self._at_exit)
 
     def check(self) -> None:
