@@ -175,7 +175,7 @@ def test_answer_and_cancel_in_one_turn(with_impostor: Any) -> None:
         number, _, _ = await request(theirs)
         before = descriptors()
         send_open(theirs, number, "/etc/passwd", os.O_RDONLY)
-        link._channel._readable()  # the answer is there, its waiter has not run yet
+        link._channel._port._readable()  # the answer is there, its waiter has not run yet
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):
             await opening

@@ -51,6 +51,7 @@ from sandboxkit.local.agent import _codec as wire
 from sandboxkit.local.isolation._base import AgentError, Entry, ExitStatus
 from sandboxkit.local.isolation._channel import Channel, to_bytes, to_text
 from sandboxkit.local.isolation._descriptors import check_file, check_socket, check_terminal
+from sandboxkit.local.isolation._port import PacketPort, Port
 
 TREE_WITHIN = 600.0
 LISTINGS = 4
@@ -72,10 +73,10 @@ class AgentProcess:
 
 
 class AgentLink:
-    """`_base.Agent` over the socket. `sock` and `on_lost` are those of `Channel`."""
+    """`_base.Agent` over a SEQPACKET socket, or over a port of another kind. `on_lost` is that of `Channel`."""
 
-    def __init__(self, sock: socket.socket, *, on_lost: Callable[[str], None]) -> None:
-        self._channel = Channel(sock, on_lost=on_lost)
+    def __init__(self, port: socket.socket | Port, *, on_lost: Callable[[str], None]) -> None:
+        self._channel = Channel(PacketPort(port) if isinstance(port, socket.socket) else port, on_lost=on_lost)
         self._listings = asyncio.Semaphore(LISTINGS)
 
     # -- what callers use ----------------------------------------------------------------------------------------
