@@ -1,6 +1,6 @@
 """How packets and descriptors get to the agent and back: the one thing in which the two transports differ.
 
-`PacketPort` passes descriptors over a SEQPACKET socket pair. `_framed.FramedPort` carries bytes in frames over a stream.
+`PacketPort` passes descriptors over a SEQPACKET socket pair; `_framed.FramedPort` carries frames over a stream.
 `Channel` sees the same of both: packets, the descriptors that came with them, and the end.
 """
 
