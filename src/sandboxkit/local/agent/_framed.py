@@ -281,7 +281,6 @@ class FramedAgent(Agent):
                 _shut(lane.fd, _socket.SHUT_WR)
             elif lane.ways == _frames.BOTH:
                 self.stop_giving(lane)  # a terminal has no half: it is hung up
-                return
         self.settle(lane)
 
     def took(self, lane: Lane, count: int) -> None:
@@ -293,7 +292,9 @@ class FramedAgent(Agent):
 
     def settle(self, lane: Lane) -> None:
         """Close a lane that has served, watch one that has not."""
-        if lane.fd < 0 or not (lane.is_last and not lane.takes and not lane.gives):
+        if lane.fd < 0:
+            return
+        if not (lane.is_last and not lane.takes and not lane.gives):
             self.watch(lane)
             return
         if lane.events:
