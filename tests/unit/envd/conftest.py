@@ -36,7 +36,7 @@ class Envd:
 
     def __init__(self, home: Path, *, framed: bool = False) -> None:
         self.home = home
-        self._framed = framed
+        self.framed = framed
         self.base = ""
         self.token = TOKEN
         self.service: EnvdService
@@ -112,7 +112,7 @@ class Envd:
         return found
 
     def _start_agent(self) -> socket.socket:
-        kind, words = (socket.SOCK_STREAM, ["framed"]) if self._framed else (socket.SOCK_SEQPACKET, [])
+        kind, words = (socket.SOCK_STREAM, ["framed"]) if self.framed else (socket.SOCK_SEQPACKET, [])
         near, far = socket.socketpair(socket.AF_UNIX, kind)
         with far:
             self._agent = subprocess.Popen(
@@ -126,7 +126,7 @@ class Envd:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         near = await asyncio.to_thread(self._start_agent)
-        link = AgentLink(FramedPort(near) if self._framed else near, on_lost=lambda reason: None)
+        link = AgentLink(FramedPort(near) if self.framed else near, on_lost=lambda reason: None)
         await link.hello(processes=4096, open_files=1024)
         settings = SandboxSettings(
             sandbox_id="sbxtest",

@@ -47,7 +47,10 @@ class Lane:
         """How far those must have come before this one may be read."""
         self.is_next = False
         """It has waited for them, and is not to wait for what they print meanwhile."""
-        self.events = 0
+        self.promised = 0
+        """Bytes of it that were there when it was looked how far they are."""
+        self.events: int | None = None
+        """What is waited for; None when the descriptor is not watched."""
 
     def available(self) -> int:
         """Bytes that can be read now."""
@@ -127,9 +130,11 @@ class FramedAgent(Agent):
             lane = self.lanes.get(number)
             if lane is None:
                 continue  # it ended while this was under way
-            if kind == _frames.DATA:
+            if kind == _frames.DATA and lane.takes:
                 lane.waiting += payload
                 self.writable(lane)
+            elif kind == _frames.DATA:
+                self.took(lane, len(payload))
             elif kind == _frames.END:
                 lane.is_last = True
                 self.writable(lane)
@@ -198,6 +203,10 @@ class FramedAgent(Agent):
         lane = self.by_fd.get(fd)
         if lane is None:
             return
+        if events & select.EPOLLERR and lane.ways == _frames.INTO and lane.takes:
+            self.refused(lane)
+            self.settle(lane)
+            return
         if events & (select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP) and (lane.waiting or lane.is_last):
             self.writable(lane)
         if lane.fd >= 0 and lane.gives and events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
@@ -213,7 +222,10 @@ class FramedAgent(Agent):
         """Send what a program has written, as far as it is granted."""
         if not lane.gives or lane.credit <= 0:
             return
+        most = min(lane.credit, _frames.MAX_DATA)
         if lane.pipes and not lane.is_next:
+            # In this order: what it says later may come after what is printed later.
+            lane.promised = lane.available()
             lane.behind = [(pipe, pipe.sent + pipe.available()) for pipe in lane.pipes if pipe.gives]
             for pipe in lane.pipes:
                 self.readable(pipe)
@@ -221,9 +233,13 @@ class FramedAgent(Agent):
                 lane.is_next = True
                 self.watch(lane)
                 return
-        lane.is_next = False
+        if lane.pipes:
+            lane.is_next = False
+            if not lane.promised and lane.available():
+                return  # it was no end: look again
+            most = min(most, lane.promised or 1)
         try:
-            data = os.read(lane.fd, min(lane.credit, _frames.MAX_DATA))
+            data = os.read(lane.fd, most)
         except BlockingIOError:
             return
         except OSError:
@@ -269,12 +285,7 @@ class FramedAgent(Agent):
         except BlockingIOError:
             pass
         except OSError:
-            lane.takes = False
-            if not lane.is_last:
-                self.write(_frames.frame(_frames.STOP, lane.number))
-        if not lane.takes and lane.waiting:
-            self.took(lane, len(lane.waiting))
-            lane.waiting.clear()
+            self.refused(lane)
         if lane.is_last and not lane.waiting and lane.takes:
             lane.takes = False
             if lane.is_socket:
@@ -282,6 +293,14 @@ class FramedAgent(Agent):
             elif lane.ways == _frames.BOTH:
                 self.stop_giving(lane)  # a terminal has no half: it is hung up
         self.settle(lane)
+
+    def refused(self, lane: Lane) -> None:
+        """Nobody inside reads any more: say so, and drop what comes until that is known there."""
+        lane.takes = False
+        if not lane.is_last:
+            self.write(_frames.frame(_frames.STOP, lane.number))
+        self.took(lane, len(lane.waiting))
+        lane.waiting.clear()
 
     def took(self, lane: Lane, count: int) -> None:
         """Grant what was taken."""
@@ -297,9 +316,9 @@ class FramedAgent(Agent):
         if not (lane.is_last and not lane.takes and not lane.gives):
             self.watch(lane)
             return
-        if lane.events:
+        if lane.events is not None:
             self.poll.unregister(lane.fd)
-            lane.events = 0
+            lane.events = None
         del self.by_fd[lane.fd]
         del self.lanes[lane.number]
         os.close(lane.fd)
@@ -309,17 +328,18 @@ class FramedAgent(Agent):
         """Wait for what a lane is good for now."""
         if lane.number not in self.lanes:
             return
-        events = 0
+        # A pipe whose reader has gone says so unasked; a socket would not stop saying so.
+        events = 0 if lane.takes and lane.ways == _frames.INTO else None
         if lane.gives and lane.credit > 0 and reached(lane.behind):
-            events |= select.EPOLLIN
+            events = select.EPOLLIN
         if lane.waiting and lane.takes:
-            events |= select.EPOLLOUT
+            events = (events or 0) | select.EPOLLOUT
         if events == lane.events:
             return
-        if not lane.events:
-            self.poll.register(lane.fd, events)
-        elif not events:
+        if events is None:
             self.poll.unregister(lane.fd)
+        elif lane.events is None:
+            self.poll.register(lane.fd, events)
         else:
             self.poll.modify(lane.fd, events)
         lane.events = events
