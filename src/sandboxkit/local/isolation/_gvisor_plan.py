@@ -140,7 +140,6 @@ def limits_in_force(limits: Limits, cgroup: Cgroup | None, version: int) -> tupl
         + ("looked at every 50 ms" if by == "watchdog" else f"{OVERHEAD >> 20} MiB more for gVisor itself"),
     )
     held["shared_memory"] = LimitInForce("shared_memory", limits.memory, by, "is part of the sandbox's memory")
-    held["locked_memory"] = LimitInForce("locked_memory", 0, "none", "nothing is locked: gVisor counts and forgets it")
     held["processes"] = LimitInForce(
         "processes",
         limits.processes,
