@@ -26,7 +26,7 @@ def main() -> None:
     os.dup2(2, 1)
     given = json.loads(arguments)
     try:
-        runsc = find_runsc() if os.environ.get("SANDBOXKIT_TEST_ISOLATION") == "gvisor" else None
+        runsc = find_runsc() if os.environ.get("SANDBOXKIT_ISOLATION") == "gvisor" else None
         namespace = enter(
             state,
             readable=[

@@ -283,14 +283,20 @@ def box_runner(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., 
     """Run an `async def` of the test's own file with real boxes, in a process of its own, and return what it returns.
 
     `box_runner(scenario, key=value)` calls `scenario(isolation, key=value)` there; values and result are JSON. With
-    `as_ordinary_user=True` it runs as one even if root runs the tests. A scenario that raises fails the test with
-    its traceback. See `tests/box_child.py`.
+    `as_ordinary_user=True` it runs as one even if root runs the tests; `isolation="gvisor"` names that. A scenario
+    that raises fails the test with its traceback. See `tests/box_child.py`.
     """
 
     def run(
-        scenario: Callable[..., Any], *, as_ordinary_user: bool = False, readable: Sequence[str] = (), **arguments: Any
+        scenario: Callable[..., Any],
+        *,
+        as_ordinary_user: bool = False,
+        readable: Sequence[str] = (),
+        isolation: str = ISOLATION,
+        **arguments: Any,
     ) -> Any:
-        python, env = sys.executable, {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+        python = sys.executable
+        env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "SANDBOXKIT_ISOLATION": isolation}
         switch: dict[str, Any] = {}
         root = Path(tempfile.mkdtemp(prefix="sandboxkit-boxes-", dir="/tmp"))
         if as_ordinary_user and os.getuid() == 0:

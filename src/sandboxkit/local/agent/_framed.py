@@ -49,6 +49,8 @@ class Lane:
         """It has waited for them, and is not to wait for what they print meanwhile."""
         self.promised = 0
         """Bytes of it that were there when it was looked how far they are."""
+        self.is_hung_up = False
+        """A terminal whose first program has ended."""
         self.events: int | None = None
         """What is waited for; None when the descriptor is not watched."""
 
@@ -140,6 +142,7 @@ class FramedAgent(Agent):
                 self.writable(lane)
             elif kind == _frames.GRANT:
                 lane.credit += _frames.amount(payload)
+                self.finish(lane)
                 self.watch(lane)
             else:
                 self.stop_giving(lane)
@@ -185,9 +188,18 @@ class FramedAgent(Agent):
             self.add(lane)
 
     def ended(self, pid: int, request: int, status: int) -> None:
-        """Report the end of a child that was taken."""
-        self.terminals.pop(pid, None)
+        """Report the end of a child that was taken. Its terminal is hung up: Linux does so when a session's leader
+        ends, gVisor does not."""
         super().ended(pid, request, status)
+        lane = self.terminals.pop(pid, None)
+        if lane is not None:
+            lane.is_hung_up = True
+            self.finish(lane)
+
+    def finish(self, lane: Lane) -> None:
+        """Send what a terminal that is hung up still has, as far as it is granted; then its end."""
+        while lane.is_hung_up and lane.gives and lane.credit > 0:
+            self.readable(lane)
 
     def resize(self, pid: int, cols: int, rows: int) -> None:
         """Set the size of a program's terminal."""
@@ -241,7 +253,9 @@ class FramedAgent(Agent):
         try:
             data = os.read(lane.fd, most)
         except BlockingIOError:
-            return
+            if not lane.is_hung_up:
+                return
+            data = b""
         except OSError:
             data = b""  # EIO: the last process on the terminal has gone
         if data:
