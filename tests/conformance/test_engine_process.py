@@ -55,7 +55,12 @@ def alive(pid: int) -> bool:
 @pytest.fixture
 def config(tmp_path: Path) -> EngineConfig:
     """An engine that keeps what it keeps in a directory of this test."""
-    return EngineConfig(state_root=str(tmp_path / "run"), log_level="warning", shutdown_timeout=5)
+    return EngineConfig(
+        isolation=os.environ["SANDBOXKIT_ISOLATION"],
+        state_root=str(tmp_path / "run"),
+        log_level="warning",
+        shutdown_timeout=5,
+    )
 
 
 @pytest.fixture

@@ -47,7 +47,9 @@ async def use_layer(isolation: Any, home: str) -> Any:
     box = await isolation.create(spec)
     tool = await run(box, ["/opt/sandboxkit/env/bin/tool"])
     write = await run(box, ["sh", "-c", "echo x > /opt/sandboxkit/env/bin/new"])
-    notes = await run(box, ["sh", "-c", "cat notes/hello.txt && echo more >> notes/hello.txt && stat -c %U notes"])
+    notes = await run(
+        box, ["sh", "-c", "cat notes/hello.txt && echo more >> notes/hello.txt && find notes -prune -printf '%u\\n'"]
+    )
     mounts = await run(box, ["cat", "/proc/self/mountinfo", "/proc/1/mountinfo", "/proc/1/maps"])
     secret = os.path.exists(f"{home}/secret") if os.stat(home).st_uid != os.getuid() else False
     return [tool.output, write.status.code, notes.output, mounts.output, secret]

@@ -97,13 +97,13 @@ async def ruined(isolation: Any, code: str) -> Any:
     from sandboxkit.local.isolation import AgentError, AgentLost
 
     box, other = await isolation.create(small("ruined")), await isolation.create(small("other"))
-    program = PRELUDE + code
+    program = PRELUDE + f"AGENT = {1 if isolation.name == 'gvisor' else 2}\n" + code
     told = "lived"
     try:
         process = await box.agent.spawn(["python3", "-I", "-c", program, "{}"], envs=ENVIRONMENT, cwd=HOME, fds={})
         async with asyncio.timeout(10):
             await process.wait()
-            await box.agent.open("/home/user/x", os.O_CREAT | os.O_WRONLY)
+            (await box.agent.open_file("/home/user/x", os.O_CREAT | os.O_WRONLY)).close()
     except AgentLost:
         told = "lost"
     except AgentError as error:

@@ -93,7 +93,13 @@ class EngineRun:
         self.template = template
         self.log_file = root / f"log-{time.monotonic_ns()}"
         program = ["-c", wrapper] if wrapper else ["-P", "-m", "sandboxkit.local"]
-        values = {"state_root": str(root / "run"), "log_level": "info", "shutdown_timeout": 5, **config}
+        values = {
+            "isolation": os.environ["SANDBOXKIT_ISOLATION"],
+            "state_root": str(root / "run"),
+            "log_level": "info",
+            "shutdown_timeout": 5,
+            **config,
+        }
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
                 [*command, *program, "--child", "--config-json", json.dumps(values)],

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from sandboxkit.errors import ConfigurationError, UnsupportedOption
+from sandboxkit.errors import ConfigurationError
 
 Internet = Literal["deny", "packages", "internet"]
 IsolationName = Literal["auto", "bwrap", "gvisor"]
@@ -28,7 +28,8 @@ class EngineConfig:
         host: address to listen on; loopback unless said otherwise.
         port: port to listen on; 0 takes a free one.
         env_file: where to write the three variables for E2B's SDKs once the engine answers; None writes nothing.
-        isolation: what makes the boxes; `auto` is bubblewrap.
+        isolation: what makes the boxes; `auto` is bubblewrap. `gvisor` needs runsc, on the PATH or named by
+            SANDBOXKIT_RUNSC.
         internet: what a sandbox may reach when its creator does not say.
         internet_ceiling: the most that a creator may ask for; None means what `internet` says, and no more.
         state_root: directory for what engines keep while they run; None means `run` beneath `cache_home()`.
@@ -90,10 +91,6 @@ class EngineConfig:
             )
         if self.shutdown_timeout <= 0:
             raise ConfigurationError(f"shutdown_timeout={self.shutdown_timeout!r}: a positive number is needed.")
-        if self.isolation == "gvisor":
-            raise UnsupportedOption(
-                "isolation='gvisor' is not supported yet; use 'auto' or 'bwrap'.", option="isolation"
-            )
         order = get_args(Internet)
         if self.internet_ceiling is not None and self.internet_ceiling not in order:
             raise ConfigurationError(

@@ -61,7 +61,7 @@ def serve(config: EngineConfig, *, on_ready: OnReady | None = None, parent_pipe:
     # Imported here: where bubblewrap cannot be had, the command line must still be able to say so.
     from sandboxkit.local.envd import EnvdService
     from sandboxkit.local.interpreter import InterpreterService
-    from sandboxkit.local.isolation import BubblewrapIsolation, enter, release
+    from sandboxkit.local.isolation import BubblewrapIsolation, GvisorIsolation, enter, find_runsc, release
 
     _log.configure(config.log_level)
     raise_limit()
@@ -82,9 +82,10 @@ def serve(config: EngineConfig, *, on_ready: OnReady | None = None, parent_pipe:
         indexes = KnownIndexes()
         with _naming_what_is_full():
             home.mkdir(parents=True, exist_ok=True)
-            namespace = enter(state_dir, readable=[str(home)])
+            runsc = find_runsc() if config.isolation == "gvisor" else None
+            namespace = enter(state_dir, readable=[str(home), *([runsc] if runsc else [])])
             indexes.place_certificates(namespace.runtime / "etc")
-        isolation = BubblewrapIsolation(namespace)
+        isolation = GvisorIsolation(namespace, runsc) if runsc else BubblewrapIsolation(namespace)
         templates = BuiltTemplates()
         services = Services(envd=EnvdService, interpreter=InterpreterService)
         engine = Engine(config, listener, isolation=isolation, services=services, templates=templates, indexes=indexes)

@@ -231,6 +231,15 @@ def make_dir(path: bytes) -> bool:
     return made
 
 
+def space(paths: list[bytes]) -> int:
+    """The bytes that are used of the file systems at some paths."""
+    used = 0
+    for path in paths:
+        info = os.statvfs(path)
+        used += (info.f_blocks - info.f_bfree) * info.f_frsize
+    return used
+
+
 def rename(source: bytes, target: bytes) -> None:
     """Rename, making the target's missing parents."""
     os.lstat(source)

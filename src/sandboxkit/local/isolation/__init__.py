@@ -27,6 +27,8 @@ from sandboxkit.local.isolation._base import (
     BoxSpec,
     Entry,
     ExitStatus,
+    File,
+    FileFacts,
     Isolation,
     Layer,
     LimitInForce,
@@ -36,6 +38,7 @@ from sandboxkit.local.isolation._base import (
 )
 from sandboxkit.local.isolation._bubblewrap import BubblewrapIsolation, release
 from sandboxkit.local.isolation._doctor import Check, checks
+from sandboxkit.local.isolation._gvisor import GvisorIsolation, find_runsc
 from sandboxkit.local.isolation._namespace import EngineNamespace, enter
 from sandboxkit.local.isolation._stale import reap_stale
 
@@ -58,6 +61,9 @@ __all__ = [
     "EngineNamespace",
     "Entry",
     "ExitStatus",
+    "File",
+    "FileFacts",
+    "GvisorIsolation",
     "Isolation",
     "Layer",
     "LimitInForce",
@@ -66,6 +72,7 @@ __all__ = [
     "Usage",
     "checks",
     "enter",
+    "find_runsc",
     "reap_stale",
     "release",
 ]

@@ -1,7 +1,8 @@
 """The contract between the engine's rooms and whatever isolates: boxes, and the agent in each.
 
 Two transports may stand behind `Agent`: one that passes file descriptors (bubblewrap), one that carries framed bytes
-(gVisor, later). Callers see descriptors either way: with the second one they are the near ends of socket pairs.
+(gVisor). For streams callers see descriptors either way; with the second one these are the near ends of socket pairs.
+A file is no stream: it has a size and positions, and so it is a `File`.
 
 Everything that comes out of a box is hostile. Implementations check the type and flags of each descriptor and bound
 every reply; what does not fit is `AgentLost`, and the box is then killed by its owner.
@@ -70,6 +71,36 @@ class Entry:
     """`user.e2b.*` attributes, without that prefix."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileFacts:
+    """What an open file says of itself."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+    has_metadata: bool
+    """Whether it carries `user.e2b.*` attributes."""
+
+
+class File(Protocol):
+    """An open regular file inside. OSError or AgentError, both with errno, where the kernel refuses; AgentLost."""
+
+    async def facts(self) -> FileFacts:
+        """Look at it now."""
+
+    async def read(self, size: int, at: int) -> bytes:
+        """Read up to `size` bytes from a position; fewer at its end."""
+
+    async def write(self, data: bytes) -> None:
+        """Write all of it, after what was written before."""
+
+    async def empty(self) -> None:
+        """Cut it to nothing."""
+
+    def close(self) -> None:
+        """Let go of it. Idempotent."""
+
+
 class Process(Protocol):
     """A process started by `Agent.spawn`, leader of its own session and process group."""
 
@@ -96,7 +127,9 @@ class Agent(Protocol):
         fds: Mapping[int, int],
     ) -> Process:
         """Run a program. `envs` is its whole environment. `fds` maps descriptor numbers in the child (0, 1, 2, 3...)
-        to descriptors of the caller, which stay the caller's; 0-2 that are not named are /dev/null.
+        to descriptors of the caller, which stay the caller's; 0-2 that are not named are /dev/null. They are pipes,
+        sockets or terminals: what else there is, such as files, is AgentError EOPNOTSUPP over frames, which also make
+        them non-blocking.
         `argv[0]` is looked up on `envs["PATH"]`. AgentError ENOENT with path=cwd when the directory is missing."""
 
     async def spawn_pty(
@@ -108,7 +141,12 @@ class Agent(Protocol):
         cols: int,
         rows: int,
     ) -> tuple[Process, int]:
-        """Run a program on a new pseudo-terminal made inside; the second value is its master descriptor."""
+        """Run a program on a new pseudo-terminal made inside; the second value is its master descriptor, or a socket
+        that stands for it."""
+
+    async def resize(self, pid: int, terminal: int, *, cols: int, rows: int) -> None:
+        """Set the size of the terminal that `spawn_pty` returned with this pid; its programs get SIGWINCH. `terminal`
+        is the descriptor or a duplicate of it. AgentError where the terminal is gone."""
 
     async def signal(self, pid: int, signum: int, *, group: bool = True) -> bool:
         """Signal a process that `spawn` started, with its whole process group by default. False if there is none.
@@ -116,7 +154,12 @@ class Agent(Protocol):
 
     async def open(self, path: str, flags: int, mode: int = 0o644) -> int:
         """Open a file inside (O_NONBLOCK, O_NOCTTY and O_CLOEXEC are added; the type is checked with fstat there
-        and here): a regular file's descriptor. AgentError EISDIR for a directory, EINVAL for any other type."""
+        and here): a regular file's descriptor. AgentError EISDIR for a directory, EINVAL for any other type,
+        EOPNOTSUPP where descriptors cannot be passed: `open_file` works everywhere."""
+
+    async def open_file(self, path: str, flags: int, mode: int = 0o644) -> File:
+        """Open a file inside as `open` does, for use by way of the agent. A box has at most 256 such files open
+        (AgentError EMFILE past that)."""
 
     async def stat(self, path: str) -> Entry:
         """lstat."""

@@ -296,6 +296,11 @@ class BubblewrapBox:
 
     # -- measuring -----------------------------------------------------------------------------------------------
 
+    def memory_outside(self) -> int | None:
+        """Bytes that the box uses, where its programs are no processes that the watchdog could weigh one by one: what
+        is over its limit then goes as a whole. None where they are."""
+        return None
+
     def disk_used(self) -> int:
         """Bytes in its files, which lie in memory. OSError once it is unmounted."""
         space = os.statvfs(self._directory)

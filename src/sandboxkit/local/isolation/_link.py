@@ -24,6 +24,17 @@ Descriptors ride on the last packet of their message (SCM_RIGHTS), at most 16.
     CANCEL       number of a LIST, REMOVE, DIAL or ACCEPT                            (none of its own)
     LISTEN       port                                                                port (another where it is taken)
     ACCEPT       port of a LISTEN                                                    a connected TCP socket
+    FILE_OPEN    path, flags, mode                                                   a number for the next five
+    FILE_FACTS   file                                                                size, mtime, inode, 1 = marked
+    FILE_READ    file, size, position                                                bytes
+    FILE_WRITE   file, bytes                                                         how many were written
+    FILE_EMPTY   file
+    FILE_CLOSE   file
+    RESIZE       pid, columns, rows
+    SPACE        paths                                                               bytes used of their file systems
+
+Over frames (`_framed`) there are no descriptors: what is a socket, a pipe or a terminal above is a lane there, OPEN is
+refused, and the verbs from FILE_OPEN on are used, which work over both.
 
 An entry is name, path, mode, size, uid, gid, mtime in ns, resolved link target or "", its mode or "", n, and n pairs
 of attribute name and value. Every request but CANCEL has exactly one answer: OK with fields, or FAIL with errno, text
@@ -44,13 +55,18 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import socket
+import struct
+import termios
 from collections.abc import Callable, Mapping, Sequence
 
 from sandboxkit.local.agent import _codec as wire
-from sandboxkit.local.isolation._base import AgentError, Entry, ExitStatus
+from sandboxkit.local.isolation._base import AgentError, Entry, ExitStatus, File
 from sandboxkit.local.isolation._channel import Channel, to_bytes, to_text
 from sandboxkit.local.isolation._descriptors import check_file, check_socket, check_terminal
+from sandboxkit.local.isolation._open_files import DescriptorFile, RemoteFile
+from sandboxkit.local.isolation._port import PacketPort, Port
 
 TREE_WITHIN = 600.0
 LISTINGS = 4
@@ -72,10 +88,10 @@ class AgentProcess:
 
 
 class AgentLink:
-    """`_base.Agent` over the socket. `sock` and `on_lost` are those of `Channel`."""
+    """`_base.Agent` over a SEQPACKET socket, or over a port of another kind. `on_lost` is that of `Channel`."""
 
-    def __init__(self, sock: socket.socket, *, on_lost: Callable[[str], None]) -> None:
-        self._channel = Channel(sock, on_lost=on_lost)
+    def __init__(self, port: socket.socket | Port, *, on_lost: Callable[[str], None]) -> None:
+        self._channel = Channel(PacketPort(port) if isinstance(port, socket.socket) else port, on_lost=on_lost)
         self._listings = asyncio.Semaphore(LISTINGS)
 
     # -- what callers use ----------------------------------------------------------------------------------------
@@ -108,10 +124,37 @@ class AgentLink:
 
     async def open(self, path: str, flags: int, mode: int = 0o644) -> int:
         """Open a regular file; see `_base.Agent.open`."""
+        if not self._channel.passes_descriptors:
+            raise AgentError(errno.EOPNOTSUPP, "this sandbox passes no descriptors", path)
         _, got = await self._channel.ask(
             wire.OPEN, [to_bytes(path), flags, mode], takes=lambda fd: check_file(fd, flags), descriptors=1
         )
         return got[0]
+
+    async def open_file(self, path: str, flags: int, mode: int = 0o644) -> File:
+        """Open a regular file; see `_base.Agent.open_file`."""
+        if self._channel.passes_descriptors:
+            return DescriptorFile(await self.open(path, flags, mode))
+        fields, _ = await self._channel.ask(
+            wire.FILE_OPEN, [to_bytes(path), flags, mode], undo=lambda handle: (wire.FILE_CLOSE, [handle])
+        )
+        return RemoteFile(self._channel, self._channel.number(fields))
+
+    async def resize(self, pid: int, terminal: int, *, cols: int, rows: int) -> None:
+        """Set a terminal's size; see `_base.Agent.resize`."""
+        cols, rows = cols & 0xFFFF, rows & 0xFFFF
+        if not self._channel.passes_descriptors:
+            await self._channel.ask(wire.RESIZE, [pid, cols, rows])
+            return
+        try:
+            fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
+        except OSError as error:
+            raise AgentError(error.errno or errno.EIO, error.strerror or "the terminal is gone") from None
+
+    async def space(self, paths: Sequence[str]) -> int:
+        """The bytes that are used of the file systems at these paths, by the word of the box."""
+        fields, _ = await self._channel.ask(wire.SPACE, list(map(to_bytes, paths)))
+        return self._channel.number(fields)
 
     async def stat(self, path: str) -> Entry:
         """lstat; see `_base.Agent.stat`."""

@@ -1,0 +1,105 @@
+"""runsc's processes as the host sees them: what they use, and how they are stopped.
+
+A program inside is, on the host, a traced process whose pages lie in one memory file of its kernel's (the sentry), as
+the files of the box do. So the memory of a box is that file and what runsc's own processes hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+
+from sandboxkit.local.isolation._processes import resident
+
+AT_REST = frozenset(b"TtZX")
+MEMORY_FILE = "runsc-memory"
+
+
+def tree(*roots: int) -> list[int]:
+    """Processes and all that are below them, parents first."""
+    found: list[int] = []
+    waiting = list(roots)
+    while waiting:
+        pid = waiting.pop()
+        found.append(pid)
+        for task in _tasks(pid):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{task}/children", "rb") as file:
+                waiting += map(int, file.read().split())
+    return found
+
+
+def memory_of(init: int) -> int:
+    """Bytes that a box uses: its memory file, and the pages that are its processes' own."""
+    files: dict[int, int] = {}
+    own = 0
+    for pid in tree(init):
+        own += resident(pid)
+        if _tracer(pid):
+            continue
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    if MEMORY_FILE in os.readlink(entry.path):
+                        info = os.stat(entry.path)
+                        files[info.st_ino] = info.st_blocks * 512
+    return own + sum(files.values())
+
+
+class SentryStopper:
+    """Stops the processes of one box, and lets those go on that it has stopped; see `_stopping.Stopper`.
+
+    A traced process that is told to stop waits for its tracer, the sentry, which passes it on when both go on. So it is
+    not told to continue: that would be a signal for the program inside.
+    """
+
+    def __init__(self) -> None:
+        self._stopped: list[int] = []
+        self._clean_looks = 0
+
+    def stop(self, *roots: int) -> bool:
+        """Stop what runs; True once nothing does. To be called until it is."""
+        clean = True
+        for pid in tree(*roots):
+            if _is_at_rest(pid):
+                continue
+            clean = False
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+            if not _tracer(pid) and pid not in self._stopped:
+                self._stopped.append(pid)
+        self._clean_looks = self._clean_looks + 1 if clean else 0
+        return self._clean_looks >= 2
+
+    def go_on(self) -> None:
+        """Let what was stopped go on, children before their parents."""
+        for pid in reversed(self._stopped):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        self._stopped.clear()
+        self._clean_looks = 0
+
+
+def _is_at_rest(pid: int) -> bool:
+    """Whether none of its threads runs; also of one that is gone."""
+    for task in _tasks(pid):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{task}/stat", "rb") as file:
+            if file.read().rpartition(b")")[2].split()[0][0] not in AT_REST:
+                return False
+    return True
+
+
+def _tracer(pid: int) -> bool:
+    """Whether it is traced."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status", "rb") as file:
+        for line in file:
+            if line.startswith(b"TracerPid:"):
+                return int(line.split()[1]) != 0
+    return False
+
+
+def _tasks(pid: int) -> list[str]:
+    try:
+        return os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return []
