@@ -339,12 +339,27 @@ class Session:
         return self._files
 
     def url(self, port: int) -> str:
-        """The public URL of a port of the sandbox; no request, and no promise that something answers.
+        """The URL of a port of the sandbox, for programs on this machine; no promise that something answers.
+
+        On E2B it is public. On the engine it is a port of 127.0.0.1, opened for this and closed with the sandbox: the
+        name that `browser_url` gives does not resolve in Python.
+
+        Raises:
+            ConfigurationError: `port` is not between 1 and 65535.
+            ProviderError: the engine refused: the port is one of its own services', or the sandbox has too many open.
+        """
+        value: str = self._portal.call(self._async.url, port)
+        return value
+
+    def browser_url(self, port: int) -> str:
+        """The URL of a port of the sandbox, for a browser; no request, and no promise that something answers.
+
+        On the engine it has a name of the sandbox's own, so that its pages share cookies with nobody.
 
         Raises:
             ConfigurationError: `port` is not between 1 and 65535.
         """
-        value: str = self._portal.call(_asked, self._async.url, port)
+        value: str = self._portal.call(_asked, self._async.browser_url, port)
         return value
 
     def run_code(

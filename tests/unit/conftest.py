@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ from sandboxkit.local._serve import Engine
 from sandboxkit.local.control._parts import Services
 from sandboxkit.local.gateway._listener import bind
 from sandboxkit.local.images import BuiltTemplate
-from sandboxkit.local.isolation._base import Agent, AgentLost, BoxEnd, BoxSpec, LimitInForce, Usage
+from sandboxkit.local.isolation._base import Agent, AgentError, AgentLost, BoxEnd, BoxSpec, LimitInForce, Usage
 
 
 class EmptyBox:
@@ -35,6 +37,16 @@ class EmptyBox:
         self._isolation = isolation
         self.is_silent = False
         self.is_paused = False
+
+    async def dial(self, port: int, *, host: str = "127.0.0.1") -> int:
+        """Connect to what a test serves in the place of a program inside."""
+        there = self._isolation.ports.get(port)
+        if there is None or host != "127.0.0.1":
+            raise AgentError(errno.ECONNREFUSED, "Connection refused")
+        if self.is_silent:
+            raise AgentLost
+        with socket.create_connection(("127.0.0.1", there), 5) as connection:
+            return connection.detach()
 
     async def ping(self) -> None:
         if self.is_silent:
@@ -71,6 +83,8 @@ class EmptyIsolation:
 
     name: str = "empty"
     boxes: dict[str, EmptyBox] = field(default_factory=dict)
+    ports: dict[int, int] = field(default_factory=dict)
+    """What listens in every box: its port there, and where it really is."""
     making: asyncio.Event = field(default_factory=asyncio.Event)
     killing: asyncio.Event = field(default_factory=asyncio.Event)
     pausing: asyncio.Event = field(default_factory=asyncio.Event)

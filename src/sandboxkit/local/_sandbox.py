@@ -26,6 +26,10 @@ class SandboxSettings:
     has_interpreter: bool = False
     network_variables: Callable[[], Mapping[str, str]] = field(default=dict, repr=False)
     """What programs need now to get out: it changes with the sandbox's network."""
+    traffic_token: str | None = field(default=None, repr=False)
+    """What requests to its ports need, but for envd's, which has a token of its own; None where they need none."""
+    mask_host: str | None = None
+    """What its servers see as the Host, with `${PORT}` for their port; None leaves it."""
 
     def base_environment(self) -> dict[str, str]:
         """The environment that every process of the sandbox starts from: ours, then the sandbox's own."""

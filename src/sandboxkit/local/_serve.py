@@ -21,6 +21,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from sandboxkit._types import Endpoint
@@ -35,9 +36,10 @@ from sandboxkit.local.control._registry import Registry
 from sandboxkit.local.control._rest import RestApi
 from sandboxkit.local.control._sandboxes import Sandboxes
 from sandboxkit.local.control._templates import BuiltTemplates, Templates
-from sandboxkit.local.gateway._gateway import Gateway
-from sandboxkit.local.gateway._listener import Server, bind, server
+from sandboxkit.local.gateway._gateway import Gateway, by_host
+from sandboxkit.local.gateway._listener import Server, bind, listen_too, server
 from sandboxkit.local.gateway.egress._dialler import Dialler
+from sandboxkit.local.gateway.preview._previews import Previews
 from sandboxkit.local.indexes import KnownIndexes
 from sandboxkit.local.isolation._base import Isolation
 
@@ -140,6 +142,7 @@ class Engine:
         """Start, call `on_ready` once requests are answered, answer until told to end, end."""
         started = time.monotonic()
         await self._isolation.start()
+        closed_ports = {self._listener.getsockname()[1]}
         sandboxes = Sandboxes(
             registry=Registry(
                 max_sandboxes=self._config.max_sandboxes,
@@ -152,9 +155,10 @@ class Engine:
             max_creating=self._config.max_creating,
             create_timeout=self._config.create_timeout,
             warm=self._config.warm,
-            way_out=WayOut(Dialler(closed_ports=frozenset({self._listener.getsockname()[1]})), self._indexes),
+            way_out=WayOut(Dialler(closed_ports=closed_ports), self._indexes),
         )
         endpoint, domain = _addresses(self._config, self._listener)
+        previews = Previews(sandboxes=sandboxes, domain=domain, closed_ports=closed_ports)
         rest = RestApi(
             config=self._config,
             api_key=endpoint.api_key,
@@ -162,9 +166,11 @@ class Engine:
             sandboxes=sandboxes,
             templates=self._templates,
             indexes=self._indexes,
+            more=previews.routes(),
         )
-        any_address = not _is_loopback(self._config.host)
-        http = server(Gateway(rest=rest.application(), sandboxes=sandboxes, any_address=any_address))
+        gateway = partial(Gateway, rest=rest.application(), sandboxes=sandboxes, previews=previews)
+        http = server(gateway(router=by_host(any_address=not _is_loopback(self._config.host))))
+        previews.serve_by(lambda router, listener: listen_too(gateway(router=router), listener, http.server_state))
         serving = asyncio.create_task(http.serve(sockets=[self._listener]), name="http")
         try:
             sandboxes.start()

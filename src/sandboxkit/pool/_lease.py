@@ -90,8 +90,12 @@ class LeasedSandbox:
     def host(self, port: int) -> str:
         return self._lease.core.sandbox.host(port)
 
-    def url(self, port: int) -> str:
-        return self._lease.core.sandbox.url(port)
+    def browser_url(self, port: int) -> str:
+        return self._lease.core.sandbox.browser_url(port)
+
+    async def url(self, port: int) -> str:
+        async with self._lease.use(0.0) as sandbox:
+            return await sandbox.url(port)
 
     async def run_code(
         self,

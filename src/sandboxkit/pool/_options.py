@@ -172,6 +172,13 @@ def count(name: str, value: Any, *, least: int) -> int:
     return value
 
 
+def a_port(value: Any) -> int:
+    """Check a port."""
+    if count("port", value, least=1) > 65535:
+        raise ConfigurationError(f"port={value!r}: at most 65535 is possible.")
+    return int(value)
+
+
 def text(name: str, value: Any) -> str:
     """Check a text that is not empty and that UTF-8 can encode."""
     if not isinstance(value, str) or not value:

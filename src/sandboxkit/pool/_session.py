@@ -17,7 +17,7 @@ from sandboxkit.fragment import Fragment, FragmentResult
 from sandboxkit.pool._command import AsyncCommandHandle
 from sandboxkit.pool._lease import Lease, LeasedSandbox
 from sandboxkit.pool._moves import Spec
-from sandboxkit.pool._options import callback, code_text, count, environment, pairs, seconds, text
+from sandboxkit.pool._options import a_port, callback, code_text, count, environment, pairs, seconds, text
 from sandboxkit.pool._shell import Shell
 from sandboxkit.provider._base import OnOutput, OnResult
 from sandboxkit.runner import carry_out
@@ -74,16 +74,28 @@ class AsyncSession:
         """The files beneath `/home/user`."""
         return self._files
 
-    def url(self, port: int) -> str:
-        """The public URL of a port of the sandbox; no request, and no promise that something answers.
+    async def url(self, port: int) -> str:
+        """The URL of a port of the sandbox, for programs on this machine; no promise that something answers.
+
+        On E2B it is public. On the engine it is a port of 127.0.0.1, opened for this and closed with the sandbox: the
+        name that `browser_url` gives does not resolve in Python.
+
+        Raises:
+            ConfigurationError: `port` is not between 1 and 65535.
+            ProviderError: the engine refused: the port is one of its own services', or the sandbox has too many open.
+        """
+        return await self._sandbox.url(a_port(port))
+
+    def browser_url(self, port: int) -> str:
+        """The URL of a port of the sandbox, for a browser; no request, and no promise that something answers.
+
+        On the engine it has a name of the sandbox's own, so that its pages share cookies with nobody.
 
         Raises:
             ConfigurationError: `port` is not between 1 and 65535.
         """
-        if count("port", port, least=1) > 65535:
-            raise ConfigurationError(f"port={port!r}: at most 65535 is possible.")
         self._lease.check()
-        return self._sandbox.url(port)
+        return self._sandbox.browser_url(a_port(port))
 
     # -- running ---------------------------------------------------------------------------------------------------
 

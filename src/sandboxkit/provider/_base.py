@@ -176,8 +176,13 @@ class ProviderSandbox(Protocol):
     def host(self, port: int) -> str:
         """The public host name of a port; no request."""
 
-    def url(self, port: int) -> str:
-        """The public URL of a port: `host(port)` with the scheme by which the endpoint serves it; no request."""
+    def browser_url(self, port: int) -> str:
+        """Where a browser finds a port: `host(port)` with the scheme by which the endpoint serves it; no request."""
+
+    async def url(self, port: int) -> str:
+        """A URL by which a program on this machine finds a port. It is `browser_url(port)`, but where that name does
+        not resolve for programs: the engine then opens a loopback port. No promise that something answers.
+        SandboxNotFound if the sandbox is gone and that had to be asked."""
 
     async def kill(self) -> bool:
         """Kill it. False if it was gone already, which is no error."""

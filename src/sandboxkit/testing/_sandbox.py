@@ -78,8 +78,12 @@ class FakeSandbox:
     def host(self, port: int) -> str:
         return f"{port}-{self._id}.fake.invalid"
 
-    def url(self, port: int) -> str:
+    def browser_url(self, port: int) -> str:
         return f"https://{self.host(port)}"
+
+    async def url(self, port: int) -> str:
+        await anyio.lowlevel.checkpoint()
+        return self.browser_url(port)
 
     def info(self) -> SandboxInfo:
         return SandboxInfo(

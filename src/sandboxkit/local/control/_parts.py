@@ -14,6 +14,7 @@ from starlette.datastructures import QueryParams
 from sandboxkit.local._sandbox import SandboxSettings
 from sandboxkit.local.gateway.egress._dialler import Dialler
 from sandboxkit.local.gateway.egress._proxy import Egress
+from sandboxkit.local.gateway.preview._doors import Doors
 from sandboxkit.local.indexes import KnownIndexes
 from sandboxkit.local.isolation._base import Agent, Box, Layer, Usage
 
@@ -103,6 +104,7 @@ class Live:
     envd: EnvdLike
     interpreter: InterpreterLike | None
     egress: Egress
+    doors: Doors = field(default_factory=Doors)
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=SAMPLES_KEPT))
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by who stops its processes, or lets them go on."""

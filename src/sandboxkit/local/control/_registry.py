@@ -89,6 +89,10 @@ class Wanted:
     auto_resume: bool = False
     """Traffic resumes it."""
     network: Network = field(default_factory=Network)
+    public_traffic: bool = True
+    """Requests to its ports need no token."""
+    mask_host: str | None = None
+    """What its servers see as the Host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +107,7 @@ class Sandbox:
     started_at: datetime
     end_at: datetime
     deadline: float
+    traffic_token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +218,7 @@ class Registry:
             started_at=now.wall,
             end_at=now.wall,
             deadline=now.monotonic,
+            traffic_token=None if wanted.public_traffic else self._new_token(),
         )
         self._sandboxes[sandbox.sandbox_id] = sandbox
         if key is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -78,7 +78,7 @@ UNSUPPORTED: dict[tuple[str, str], str] = {
 
 
 class RestApi:
-    """The REST API over the engine's sandboxes. `domain` is what `get_host()` appends."""
+    """The REST API over the engine's sandboxes. `domain` is what `get_host()` appends; `more` are routes of ours."""
 
     def __init__(
         self,
@@ -89,6 +89,7 @@ class RestApi:
         sandboxes: Sandboxes,
         templates: Templates,
         indexes: KnownIndexes,
+        more: Sequence[tuple[str, str, Handler]] = (),
     ) -> None:
         self._config = config
         self._api_key = api_key.encode()
@@ -96,6 +97,7 @@ class RestApi:
         self._sandboxes = sandboxes
         self._templates = templates
         self._indexes = indexes
+        self._more = more
 
     def application(self) -> Starlette:
         """Make the ASGI application."""
@@ -115,6 +117,7 @@ class RestApi:
             ("POST", "/sandboxes/{id}/refreshes", self._refresh),
             ("GET", "/sandboxes/{id}/metrics", self._metrics),
             ("PUT", "/sandboxes/{id}/network", self._set_network),
+            *self._more,
             ("GET", "/templates/aliases/{alias:path}", self._alias),
             *((method, path, _refuser(what)) for (method, path), what in UNSUPPORTED.items()),
         ]
@@ -222,8 +225,9 @@ class RestApi:
         live = self._sandboxes.live(sandbox.sandbox_id)
         if live is not None:
             detail["limits"] = [_limit(limit) for limit in live.box.limits]
-        if sandbox.wanted.network.shown is not None:
-            detail["network"] = dict(sandbox.wanted.network.shown)
+        network = _ingress(sandbox) | dict(sandbox.wanted.network.shown or {})
+        if network:
+            detail["network"] = network
         return JSONResponse(detail)
 
     async def _kill(self, request: Request) -> Response:
@@ -310,6 +314,7 @@ class RestApi:
 
     def _created(self, sandbox: Sandbox) -> JSON:
         return {
+            **({} if sandbox.traffic_token is None else {"trafficAccessToken": sandbox.traffic_token}),
             "templateID": sandbox.wanted.template_id,
             "alias": sandbox.wanted.alias,
             "sandboxID": sandbox.sandbox_id,
@@ -337,8 +342,18 @@ def _as_wanted(template: BuiltTemplate, wish: requests.CreateRequest, network: N
         auto_pause=wish.auto_pause,
         auto_resume=wish.auto_resume,
         network=network,
+        public_traffic=wish.public_traffic,
+        mask_host=wish.mask_host,
     )
     return wanted, Recipe(layers=template.layers, envs=template.envs)
+
+
+def _ingress(sandbox: Sandbox) -> JSON:
+    """What the info says about traffic to it, where that is not the usual."""
+    shown: JSON = {} if sandbox.wanted.public_traffic else {"allowPublicTraffic": False}
+    if sandbox.wanted.mask_host is not None:
+        shown["maskRequestHost"] = sandbox.wanted.mask_host
+    return shown
 
 
 def _listed(sandbox: Sandbox) -> JSON:

@@ -316,6 +316,8 @@ class Sandboxes:
             envs={**recipe.envs, **wanted.envs},
             has_interpreter=wanted.has_interpreter,
             network_variables=lambda: self._way_out.variables(egress),
+            traffic_token=sandbox.traffic_token,
+            mask_host=wanted.mask_host,
         )
         interpreter = blank.interpreter if blank is not None else None
         if interpreter is not None:
@@ -404,7 +406,7 @@ class Sandboxes:
         started = time.monotonic()
         # The box first: its services then see that their agent is lost, and end what they stream.
         traffic = live.egress.traffic
-        steps = [live.egress.aclose, live.box.kill, live.envd.aclose]
+        steps = [live.doors.aclose, live.egress.aclose, live.box.kill, live.envd.aclose]
         steps += [live.interpreter.aclose] if live.interpreter else []
         failed = None
         for step in steps:

@@ -25,6 +25,7 @@ from sandboxkit.provider._asyncio import Here, TrioCall
 from sandboxkit.provider._base import OnOutput, OnResult
 from sandboxkit.provider._e2b._commands import START_LIMIT, E2BCommand, Listener, Stopped, told
 from sandboxkit.provider._e2b._files import E2BFiles
+from sandboxkit.provider._e2b._loopback import is_on_the_engine, loopback_url
 from sandboxkit.provider._e2b._own_engine import CallOnOwnEngine
 from sandboxkit.provider._e2b._request import cross, one_request
 from sandboxkit.provider._output import OutputKeeper, result_size
@@ -154,7 +155,16 @@ class E2BSandbox:
     def host(self, port: int) -> str:
         return self._raw.get_host(port)
 
-    def url(self, port: int) -> str:
+    async def url(self, port: int) -> str:
+        if not is_on_the_engine(self._raw):
+            await anyio.lowlevel.checkpoint()
+            return self.browser_url(port)
+        opened: str | None = await self._way()(
+            one_request, lambda: loopback_url(self._raw, port), f"opening port {port}", self.sandbox_id
+        )
+        return opened or self.browser_url(port)
+
+    def browser_url(self, port: int) -> str:
         served = self._raw.connection_config.get_sandbox_url(self.sandbox_id, self._raw.sandbox_domain)
         return f"{served.partition('://')[0]}://{self.host(port)}"
 
