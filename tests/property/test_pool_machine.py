@@ -22,6 +22,7 @@ from sandboxkit.pool._moves import (
     Killed,
     KillFailed,
     Leave,
+    Limits,
     Lost,
     PoolEvent,
     Refuse,
@@ -45,7 +46,7 @@ class PoolMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.policy = PoolPolicy(max_live=3, max_waiting=4)
+        self.policy = PoolPolicy(Limits(max_live=3, max_waiting=4))
         self.next_ticket = 1
         self.asked: dict[int, Acquire] = {}
         self.order: list[int] = []

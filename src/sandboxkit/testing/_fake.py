@@ -24,7 +24,9 @@ from sandboxkit.provider._base import CreateRequest
 from sandboxkit.provider._network import network_options
 from sandboxkit.testing._sandbox import FakeSandbox
 
-Operation = Literal["create", "connect", "extend", "kill", "list", "is_running", "run_code", "run_command", "files"]
+Operation = Literal[
+    "create", "connect", "extend", "pause", "info", "kill", "list", "is_running", "run_code", "run_command", "files"
+]
 EndReason = Literal["killed", "expired", "crashed"]
 
 _AN_INDEX = Indexes(endpoints=frozenset({("index.invalid", 443)}))
@@ -95,7 +97,7 @@ class FakeProvider:
 
     @property
     def live(self) -> frozenset[str]:
-        """Ids of the sandboxes that live now. Always `created == len(live) + len(ended)`."""
+        """Ids of the sandboxes that live now, paused ones too. Always `created == len(live) + len(ended)`."""
         self._reap()
         return frozenset(self._sandboxes)
 
@@ -148,6 +150,10 @@ class FakeProvider:
             found = [s.info() for s in self._sandboxes.values() if wanted <= s.metadata.items()]
         for info in found:
             yield info
+
+    async def info(self, sandbox_id: str) -> SandboxInfo:
+        async with self.faults("info"):
+            return self._found(sandbox_id).info()
 
     async def kill(self, sandbox_id: str) -> bool:
         async with self.faults("kill"):
@@ -214,8 +220,15 @@ class FakeProvider:
 
     def _reap(self) -> None:
         now = datetime.fromtimestamp(self.clock(), UTC)
-        for sandbox_id in [s.sandbox_id for s in self._sandboxes.values() if s.end_at <= now]:
-            self.end(sandbox_id, "expired")
+        for sandbox in [s for s in self._sandboxes.values() if not s.is_paused and s.end_at <= now]:
+            self.end_of_life(sandbox)
+
+    def end_of_life(self, sandbox: FakeSandbox) -> None:
+        """Let a sandbox meet the end of its lifetime."""
+        if sandbox.pauses_at_end:
+            sandbox.stop()
+        else:
+            self.end(sandbox.sandbox_id, "expired")
 
     def end(self, sandbox_id: str, reason: EndReason) -> bool:
         """Let a sandbox end; False if it had ended before."""
