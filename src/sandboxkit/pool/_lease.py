@@ -53,6 +53,17 @@ class Lease:
                 sandbox_id=self.core.sandbox.sandbox_id,
             )
 
+    def check_usable(self) -> None:
+        """The same, but for a sandbox that the next use will replace (`on_loss`)."""
+        if self._can_recover(self.core):
+            self.shell.check()
+        else:
+            self.check()
+
+    def _can_recover(self, lost: Core) -> bool:
+        is_lost = lost.gone in ("lost", "expired", "retired")
+        return is_lost and not self.is_released and self.shell.options.on_loss != "fail"
+
     def release(self) -> None:
         """Give the hold back; a second time does nothing."""
         if not self.is_released:
@@ -110,13 +121,12 @@ class Lease:
 
     async def _recovered(self, lost: Core, error: SandboxLost) -> bool:
         """Get the session a new sandbox, if the pool's `on_loss` says so. False if the loss is to be raised."""
-        policy = self.shell.options.on_loss
-        if policy == "fail" or self.is_released or lost.gone not in ("lost", "expired", "retired"):
+        if not self._can_recover(lost):
             return False
         async with self._recovering:
             if self.core is not lost:
                 return True  # another use of this hold was first
-            recipe = Recipe(self.request.recipe.files, lost.journal if policy == "replay" else None)
+            recipe = Recipe(self.request.recipe.files, lost.journal if self.shell.options.on_loss == "replay" else None)
             request = Request(
                 key=self.request.key, spec=lost.spec, timeout=self.shell.options.acquire_timeout, recipe=recipe
             )

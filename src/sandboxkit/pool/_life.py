@@ -51,7 +51,7 @@ class Life:
             self._refuse_the_old(core)
             wanted = self._wanted(core, work)
             if core.is_paused and wanted is None:
-                wanted = max(self._timeouts.lifetime, self._timeouts.floor)
+                wanted = self._at_most(core, self._timeouts.lifetime)
             if wanted is not None and core.gone is None:
                 await self._extend(core, wanted)
 
@@ -79,7 +79,7 @@ class Life:
         try:
             async with core.lock:
                 if core.gone is None:
-                    await self._extend(core, self._timeouts.lifetime)
+                    await self._extend(core, self._at_most(core, self._timeouts.lifetime))
                 else:
                     self._step(RenewFailed(core.slot))
         except SandboxLost:
@@ -142,7 +142,7 @@ class Life:
             core.tell("sandbox.renew_failed", error=name_of(error))  # the next beat tries again
 
     async def _is_there(self, core: Core) -> bool:
-        lifetime = max(self._timeouts.lifetime, self._timeouts.floor)
+        lifetime = self._timeouts.lifetime
         try:
             if self._timeouts.renew != "never":
                 await self._extend(core, self._at_most(core, lifetime))

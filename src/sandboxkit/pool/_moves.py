@@ -5,7 +5,7 @@ What each of them means is told in `_policy`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Pairs = tuple[tuple[str, str], ...]
@@ -26,7 +26,7 @@ class Spec:
     """What a caller asks a sandbox to be. `None` for envs or metadata means: whatever the session has."""
 
     template: str
-    envs: Pairs | None = None
+    envs: Pairs | None = field(default=None, repr=False)
     metadata: Pairs | None = None
 
     def is_met_by(self, made: Spec) -> bool:
@@ -63,6 +63,8 @@ class Limits:
     max_uses: int | None = None
     floor: float = 0.0
     """Seconds of life that a warm sandbox must have left."""
+    warm_reserve: float = 0.0
+    """Seconds before its retirement at which a warm one is too old for a session to begin in it."""
     renew_margin: float | None = None
     """Seconds before their end at which warm ones are prolonged; None: they are not."""
     keeps_idle: bool = True

@@ -100,6 +100,7 @@ def pool_options(
             idle_timeout=None if idle_timeout is None else seconds("idle_timeout", idle_timeout),
             max_uses=None if max_uses is None else count("max_uses", max_uses, least=1),
             floor=timeouts.floor,
+            warm_reserve=(timeouts.max_lifetime or 0.0) / 2,
             renew_margin=warm_margin(timeouts),
             keeps_idle=keeps_idle,
             pauses=timeouts.at_end == "pause",

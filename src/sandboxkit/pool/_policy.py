@@ -135,7 +135,7 @@ class PoolPolicy(Matching):
             if slot.end_at is not None:
                 yield slot.end_at - (self.limits.floor if self.limits.renew_margin is None else 0.0)
             if slot.retire_at is not None:
-                yield slot.retire_at
+                yield slot.retire_at - self.limits.warm_reserve
 
     def _renew_at(self, slot: Slot) -> float | None:
         margin = self.limits.renew_margin

@@ -27,7 +27,7 @@ AT_ONCE = 8
 class Recipe:
     """What a session starts with. `replayed` is what was written into the sandbox that it lost."""
 
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     replayed: Journal | None = None
 
 

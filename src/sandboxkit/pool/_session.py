@@ -138,7 +138,7 @@ class AsyncSession:
         callback("on_result", on_result)
         if context is not None:
             text("context", context)
-        self._lease.check()
+        self._lease.check_usable()
         tell, started_at = self._lease.core.tell, anyio.current_time()
         tell("code.started", language=language)
         error: str | None = None
@@ -233,7 +233,7 @@ class AsyncSession:
                 "timeout= has no effect with background=True; use handle.wait(timeout=...) and handle.kill().",
                 option="timeout",
             )
-        self._lease.check()
+        self._lease.check_usable()
         tell, started_at = self._lease.core.tell, anyio.current_time()
         tell("command.started", background=background)
         if background:
@@ -430,7 +430,7 @@ class AsyncSession:
     def _template_of(self, fragment: Fragment) -> Template:
         if not isinstance(fragment, Fragment):
             raise ConfigurationError(f"{type(fragment).__name__} is no Fragment; use Fragment.model_validate(...).")
-        self._lease.check()
+        self._lease.check_usable()
         if fragment.template != self.template:
             raise SessionConflict(
                 f"The fragment is for template {fragment.template!r}, and session {self.key!r} lives in a sandbox of "

@@ -63,6 +63,7 @@ class Workers:
         self._process = this_process()
         self._unsure: dict[int, tuple[Teller, Mapping[str, str]]] = {}
         self._scopes: dict[tuple[str, int], anyio.CancelScope] = {}
+        self._aborted: set[int] = set()
         self._is_stopped = False
 
     def start(self, command: Create | Kill, tasks: TaskGroup) -> None:
@@ -74,6 +75,7 @@ class Workers:
 
     def abort(self, slot: int) -> None:
         """Give up a create under way."""
+        self._aborted.add(slot)
         self._scopes["create", slot].cancel()
 
     def let_go(self, slot: int) -> Core:
@@ -156,9 +158,14 @@ class Workers:
     def _create_failed(self, command: Create, tell: Teller, error: Exception | None, duration: float) -> None:
         if error is None:
             error = PoolClosed(f"Pool {self._options.name!r} was cancelled while the sandbox was being created.")
-        self._counters.create_errors += 1
-        tell("sandbox.create_failed", error=name_of(error), duration=duration)
-        self.failures[command.slot] = self.last_failures[command.spec.template] = error
+        if command.slot in self._aborted and isinstance(error, PoolClosed):
+            tell("sandbox.create_aborted", duration=duration)
+        else:
+            self._counters.create_errors += 1
+            tell("sandbox.create_failed", error=name_of(error), duration=duration)
+            self.last_failures[command.spec.template] = error
+        self._aborted.discard(command.slot)
+        self.failures[command.slot] = error
         self._step(CreateFailed(command.slot, command.slot in self._unsure, random.random()))
         del self.failures[command.slot]
 
@@ -184,6 +191,7 @@ class Workers:
             journal=Journal(keeps_content=self._options.on_loss == "replay"),
             end_at=on_loop_clock(sandbox.end_at),
         )
+        self._aborted.discard(command.slot)
         if command.adopt is None:
             core.tell("sandbox.created", duration=duration, source="created")
         after = retire_after(self._options.timeouts, jitter=random.random())

@@ -39,7 +39,7 @@ class CreateRequest:
     lifetime: float
     idempotency_key: str
     metadata: Mapping[str, str] = field(default_factory=dict)
-    envs: Mapping[str, str] = field(default_factory=dict)
+    envs: Mapping[str, str] = field(default_factory=dict, repr=False)
     network: NetworkMode | NetworkPolicy = "deny"
     timeout: float = 60.0
     at_end: Literal["kill", "pause"] = "kill"

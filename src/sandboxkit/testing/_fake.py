@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -81,6 +82,8 @@ class FakeProvider:
         self.clock = clock
         self.requests: list[CreateRequest] = []
         """Every create request, in order, refused ones among them."""
+        self.calls: Counter[Operation] = Counter()
+        """How many calls of each operation there were: requests, where a real service answered."""
         self.created = 0
         self.ended: dict[str, EndReason] = {}
         self.is_closed = False
@@ -169,6 +172,7 @@ class FakeProvider:
     @asynccontextmanager
     async def faults(self, operation: Operation) -> AsyncIterator[None]:
         """Carry out an operation among the faults that were injected for it."""
+        self.calls[operation] += 1
         fault = self._next_fault(operation)
         await anyio.lowlevel.checkpoint()
         if fault.delay:
