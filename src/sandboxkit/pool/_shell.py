@@ -388,7 +388,8 @@ class Shell:
         core.gone = "detached"
         self.step(Detach(core.slot))
         self.workers.let_go(core.slot)
-        await self.workers.store.clear(core.row, core.generation)
+        with anyio.CancelScope(shield=True):  # the caller must learn what it has now
+            await self.workers.store.clear(core.row, core.generation)
 
     def lost(self, core: Core, error: SandboxLost) -> SandboxkitError:
         """Take in that a use met no sandbox; what to raise for it."""

@@ -8,8 +8,8 @@ import anyio
 
 from sandboxkit.errors import PoolClosed, PoolTimeout
 from sandboxkit.events import name_of
+from sandboxkit.pool import _life
 from sandboxkit.pool._emit import Teller
-from sandboxkit.pool._life import utc_now
 from sandboxkit.pool._liveness import is_dead
 from sandboxkit.pool._moves import Report
 from sandboxkit.pool._options import PoolOptions
@@ -86,7 +86,9 @@ class Upkeep:
     async def reap(self, older_than: float | None) -> tuple[str, ...]:
         """Kill what dead processes left; the ids. Errors: as `AsyncSandboxPool.reap` says."""
         killed: list[str] = []
-        found = await orphans(self._provider, self._options, now=utc_now(), older_than=older_than, is_dead=is_dead)
+        found = await orphans(
+            self._provider, self._options, now=_life.utc_now(), older_than=older_than, is_dead=is_dead
+        )
         for info in found:
             if await self._provider.kill(info.sandbox_id):
                 killed.append(info.sandbox_id)

@@ -15,10 +15,11 @@ from anyio.abc import TaskGroup
 
 from sandboxkit.errors import PoolClosed, ProviderUnavailable, SandboxkitError, SandboxLost
 from sandboxkit.events import name_of
+from sandboxkit.pool import _life
 from sandboxkit.pool._core import Core
 from sandboxkit.pool._emit import Teller
 from sandboxkit.pool._journal import Journal
-from sandboxkit.pool._life import on_loop_clock, utc_now
+from sandboxkit.pool._life import on_loop_clock
 from sandboxkit.pool._lifetime import retire_after
 from sandboxkit.pool._liveness import this_process
 from sandboxkit.pool._moves import Create, Created, CreateFailed, Kill, Killed, KillFailed, KillReason, PoolEvent
@@ -211,7 +212,7 @@ class Workers:
                 try:
                     with anyio.fail_after(timeouts.create + GRACE):
                         info = await self._provider.info(command.adopt)
-                        made_at -= (utc_now() - info.started_at).total_seconds()
+                        made_at -= (_life.utc_now() - info.started_at).total_seconds()
                         left = timeouts.lifetime
                         if timeouts.max_lifetime is not None:
                             left = max(min(left, made_at + timeouts.max_lifetime - started_at), 1.0)
