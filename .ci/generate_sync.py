@@ -116,7 +116,7 @@ FACES = (
             self._portal = _portal.current()
 
             async def make() -> AsyncSandboxPool:
-                return AsyncSandboxPool({all})
+                return self._kind({all})
 
             self._async = self._portal.call(make)
             self._held = _portal.Held(self._portal, self._async)
@@ -124,6 +124,8 @@ FACES = (
             self._portal.close_at_exit(self, self._async.close)
         """,
         extra="""
+            _kind: ClassVar[type[AsyncSandboxPool]] = AsyncSandboxPool
+
             def __enter__(self) -> Self:
                 self._portal.check()
                 return self
@@ -138,6 +140,10 @@ FACES = (
                 call = _portal.Call[AsyncSession](self._portal, discard=AsyncSession.close)
                 opened = call(_opened, self._async, {call})
                 return Session(self._portal, opened)
+            """,
+            "attach": """
+                call = _portal.Call[AsyncSession](self._portal, discard=AsyncSession.close)
+                return Session(self._portal, call(self._async.attach, {call}))
             """,
             "close": """
                 left = self._portal.call(self._async.close)
@@ -164,12 +170,8 @@ FACES = (
                 "the pool. What it raises is logged.",
             ),
             ("PoolError: the pool has not been opened.\n", ""),
-            (
-                "Await it, or enter it with `async with`.",
-                "Close it, or enter it with `with`.",
-            ),
-            (", also while a cancellation is on its way", ""),
-            ("may be called again, from anywhere", "may be called again, from any thread"),
+            ("Await it, or enter it with `async with`.", "Close it, or enter it with `with`."),
+            ("again, from anywhere, also while a cancellation is on its way", "again, from any thread"),
         ),
     ),
 )
@@ -205,7 +207,13 @@ async def _asked(func: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     return func(*args, **kwargs)
 
 
-for _public in (SafeFS, CommandHandle, Session, SandboxPool):
+class NullSandboxPool(SandboxPool):
+    """A pool that keeps nothing, as `AsyncNullSandboxPool` says: each session's sandbox dies with its last holder."""
+
+    _kind = AsyncNullSandboxPool
+
+
+for _public in (SafeFS, CommandHandle, Session, SandboxPool, NullSandboxPool):
     _public.__module__ = "sandboxkit"
 '''
 
@@ -213,7 +221,8 @@ for _public in (SafeFS, CommandHandle, Session, SandboxPool):
 def generate() -> str:
     """The whole module, as ruff formats it."""
     imports: set[str] = {
-        "from typing import Any, Self, TypeVar",
+        "from typing import Any, ClassVar, Self, TypeVar",
+        "from sandboxkit.pool._pool import AsyncNullSandboxPool",
         "from types import TracebackType",
         "from collections.abc import Callable, Generator",
     }

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sandboxkit import errors as errors
     from sandboxkit._confine import confine as confine
     from sandboxkit._sync import CommandHandle as CommandHandle
+    from sandboxkit._sync import NullSandboxPool as NullSandboxPool
     from sandboxkit._sync import SafeFS as SafeFS
     from sandboxkit._sync import SandboxPool as SandboxPool
     from sandboxkit._sync import Session as Session
@@ -20,16 +21,19 @@ if TYPE_CHECKING:
     from sandboxkit._types import ExecutionError as ExecutionError
     from sandboxkit._types import FileInfo as FileInfo
     from sandboxkit._types import FileNode as FileNode
+    from sandboxkit._types import Loss as Loss
     from sandboxkit._types import NetworkPolicy as NetworkPolicy
     from sandboxkit._types import OutputMessage as OutputMessage
     from sandboxkit._types import Result as Result
     from sandboxkit._types import SandboxInfo as SandboxInfo
+    from sandboxkit._types import SessionRef as SessionRef
     from sandboxkit._types import TimeoutPolicy as TimeoutPolicy
     from sandboxkit.errors import SandboxkitError as SandboxkitError
     from sandboxkit.events import Event as Event
     from sandboxkit.fragment import Fragment as Fragment
     from sandboxkit.fragment import FragmentResult as FragmentResult
     from sandboxkit.pool import AsyncCommandHandle as AsyncCommandHandle
+    from sandboxkit.pool import AsyncNullSandboxPool as AsyncNullSandboxPool
     from sandboxkit.pool import AsyncSandboxPool as AsyncSandboxPool
     from sandboxkit.pool import AsyncSession as AsyncSession
     from sandboxkit.pool import PoolStats as PoolStats
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AsyncCommandHandle": "pool",
+    "AsyncNullSandboxPool": "pool",
     "AsyncSafeFS": "safefs",
     "AsyncSandboxPool": "pool",
     "AsyncSession": "pool",
@@ -51,7 +56,9 @@ _HOMES = {
     "FileNode": "_types",
     "Fragment": "fragment",
     "FragmentResult": "fragment",
+    "Loss": "_types",
     "NetworkPolicy": "_types",
+    "NullSandboxPool": "_sync",
     "OutputMessage": "_types",
     "PoolStats": "pool",
     "Result": "_types",
@@ -60,6 +67,7 @@ _HOMES = {
     "SandboxPool": "_sync",
     "SandboxkitError": "errors",
     "Session": "_sync",
+    "SessionRef": "_types",
     "Template": "template",
     "TimeoutPolicy": "_types",
     "confine": "_confine",

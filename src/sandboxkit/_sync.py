@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, ClassVar, Literal, Self, TypeVar, overload
 
 from sandboxkit import _portal
 from sandboxkit._types import (
@@ -22,16 +22,19 @@ from sandboxkit._types import (
     FileInfo,
     FileNode,
     Level,
+    Loss,
     NetworkMode,
     NetworkPolicy,
     OnLoss,
+    SessionRef,
     TimeoutPolicy,
 )
 from sandboxkit.errors import PathError
 from sandboxkit.events import Event, EventHandler
 from sandboxkit.fragment import Fragment, FragmentResult
 from sandboxkit.pool._command import AsyncCommandHandle
-from sandboxkit.pool._pool import AsyncSandboxPool
+from sandboxkit.pool._options import GiveUpHandler
+from sandboxkit.pool._pool import AsyncNullSandboxPool, AsyncSandboxPool
 from sandboxkit.pool._session import AsyncSession
 from sandboxkit.pool._stats import PoolStats
 from sandboxkit.provider._base import OnOutput, OnResult, Provider
@@ -250,7 +253,8 @@ class SafeFS:
 class CommandHandle:
     """A command that `run_command(background=True)` started. It runs until it ends, is killed, or its sandbox ends.
 
-    It does not prolong the sandbox's life; uses of the session do.
+    It does not prolong the sandbox's life; uses of the session do, and so does waiting for it
+    (`renew="heartbeat"`).
     """
 
     def __init__(self, portal: _portal.Portal, wrapped: AsyncCommandHandle) -> None:
@@ -330,6 +334,11 @@ class Session:
         if self._twin is None:
             self._twin = _sync_twin(raw)
         return self._twin
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """What this hold lost when sandboxes vanished under it, oldest first; empty with `on_loss="fail"`."""
+        return self._async.losses
 
     @property
     def files(self) -> SafeFS:
@@ -518,13 +527,17 @@ class Session:
         value: FileNode = self._portal.call(self._async.tree)
         return value
 
-    def interrupt(self) -> None:
-        """Interrupt the code that runs; not supported yet. A `timeout`, or Ctrl-C, interrupts it.
+    def interrupt(self) -> bool:
+        """Interrupt the code that runs in this process's sessions of the sandbox; variables and files stay.
 
-        Raises:
-            UnsupportedOption: always, in this version.
+        Each `run_code` under way returns an `Execution` whose error is a KeyboardInterrupt; its output went to the
+        callbacks, and is not in there. What other processes run is left alone, and so are commands.
+
+        Returns:
+            Whether anything was running.
         """
-        self._portal.call(self._async.interrupt)
+        value: bool = self._portal.call(self._async.interrupt)
+        return value
 
     def restart(self, *, context: str | None = None) -> None:
         """Start the interpreter anew: its variables are gone, files and commands stay.
@@ -535,10 +548,14 @@ class Session:
         self._portal.call(self._async.restart, context=context)
 
     def pause(self) -> None:
-        """Pause the sandbox; not supported yet.
+        """Pause the sandbox: files, variables and processes stay, and it has no end. The next use lets it go on.
+
+        It goes on counting towards `max_live`. A session that is closed while it is paused stays so.
 
         Raises:
-            UnsupportedOption: always, in this version.
+            SessionBusy: work runs in it.
+            SandboxLost: the sandbox is gone.
+            ProviderError: the service did not answer, or cannot pause.
         """
         self._portal.call(self._async.pause)
 
@@ -549,6 +566,21 @@ class Session:
         place is needed. An anonymous one is killed; this waits for it, and may be cancelled while the pool goes on.
         """
         self._portal.call(self._async.close)
+
+    def detach(self) -> SessionRef:
+        """Take the sandbox out of the pool and leave it alive, for `pool.attach()` in this or another process.
+
+        This hold is closed by it. From here on the sandbox is nobody's: its lifetime, prolonged once more, ends it, if
+        nobody attaches. Variables that it was given late (`secrets`; `envs` where it was a warm one) do not go with it:
+        pass them to `attach` again. Another process may attach only where both pools have the same `owner`.
+
+        Raises:
+            SessionBusy: others hold the session too, or work runs in it.
+            SandboxLost: the sandbox is gone.
+            ProviderError: the service did not answer; nothing has changed.
+        """
+        value: SessionRef = self._portal.call(self._async.detach)
+        return value
 
     def kill(self) -> None:
         """Kill the sandbox, for everyone who holds the session. A second time does nothing.
@@ -571,7 +603,7 @@ class Session:
 
 
 class SandboxPool:
-    """Sandboxes by session key: at most `max_live` of them, shared fairly, and none left behind.
+    """Sandboxes by session key: at most `max_live` of them, some of them warm, shared fairly, and none left behind.
 
     It is open once it is made. Use it with `with`: when the block is left, every sandbox is killed. Where there is
     no block, `close()` does that, and the end of the interpreter at the latest. It may be used from any thread, and
@@ -583,23 +615,41 @@ class SandboxPool:
             the methods of the provider contract, such as `sandboxkit.testing.FakeProvider`, is used as it is, and
             not closed.
         template: what sessions get that name none.
-        min_warm: blank sandboxes to keep ready; only 0 is supported yet.
+        min_warm: blank sandboxes to keep ready, of the pool's template, or a number for each template. They take
+            the places that nobody needs, and are handed over at once, made the session's own first.
         max_live: how many sandboxes may exist at once, those included that are being created or killed.
+        max_per_template: how many of them may be of one template, for the templates that it names.
         max_waiting: how many callers may wait for one of those; no bound when None.
+        max_creating: how many may be created at the same time; no bound but `max_live` when None.
+        create_rate: how many may be created in one second, after a burst of one second's worth; no bound when None.
+        max_uses: how often one may be opened; after that it is killed when its last holder closes. No bound when
+            None.
+        idle_timeout: seconds after which what lies unused is killed: a released session, and as many warm ones
+            beyond `min_warm` as stayed unused for a whole such time. None keeps them until their lifetime ends.
         acquire_timeout: seconds that `session()` may take altogether.
         timeouts: all other time limits, and how long sandboxes live.
         network: what sandboxes may reach: "deny" (nothing, the default), "packages" (the package indexes that pip,
             uv and npm are set up for here), "internet" (every public address), or a NetworkPolicy.
-        on_loss: what happens when a sandbox vanishes under its session: `"fail"` raises a typed error; the others
-            are not supported yet.
+        on_loss: what happens when a sandbox vanishes under its session. `"fail"` raises a typed error. `"recreate"`
+            gives the session a new one, with the `files` that it was opened with; `"replay"` also writes again what
+            was written through the session, up to 64 MiB. The use that met the loss is done again there, unless it
+                had
+            shown output. `session.losses` and the event `session.recovered` tell what was lost.
         on_event: is told every event, in a thread of sandboxkit's own: a plain function that neither blocks nor
             uses the pool. What it raises is logged.
+        on_give_up: is told the error when the pool gives up making warm sandboxes, since it failed for
+            `give_up_after` seconds; a plain function. Callers are served all the same; the first create of theirs
+                that
+            succeeds, `resize(min_warm=...)` and `drain()` let it try again.
+        give_up_after: see there.
+        reap: clean up before the pool opens, as `reap()` does.
+        owner: whose its sandboxes are, for `attach()` by other pools of the same owner; this pool's alone when
+            None.
         name: of the pool, in logs, events and the sandboxes' metadata.
 
     Raises:
         ConfigurationError: an argument cannot work; the message names it and its value.
         MissingApiKey: `endpoint="e2b"`, and no key is set.
-        UnsupportedOption: an argument is right, but not supported yet.
     """
 
     def __init__(
@@ -607,30 +657,48 @@ class SandboxPool:
         *,
         endpoint: EndpointName | Endpoint | Provider = "auto",
         template: str = CODE_INTERPRETER,
-        min_warm: int = 0,
+        min_warm: int | Mapping[str, int] = 0,
         max_live: int = 10,
+        max_per_template: Mapping[str, int] | None = None,
         max_waiting: int | None = None,
+        max_creating: int | None = None,
+        create_rate: float | None = None,
+        max_uses: int | None = None,
+        idle_timeout: float | None = None,
         acquire_timeout: float = 30.0,
         timeouts: TimeoutPolicy = TimeoutPolicy(),
         network: NetworkMode | NetworkPolicy = "deny",
         on_loss: OnLoss = "fail",
         on_event: EventHandler | None = None,
+        on_give_up: GiveUpHandler | None = None,
+        give_up_after: float = 300.0,
+        reap: bool = False,
+        owner: str | None = None,
         name: str | None = None,
     ) -> None:
         self._portal = _portal.current()
 
         async def make() -> AsyncSandboxPool:
-            return AsyncSandboxPool(
+            return self._kind(
                 endpoint=endpoint,
                 template=template,
                 min_warm=min_warm,
                 max_live=max_live,
+                max_per_template=max_per_template,
                 max_waiting=max_waiting,
+                max_creating=max_creating,
+                create_rate=create_rate,
+                max_uses=max_uses,
+                idle_timeout=idle_timeout,
                 acquire_timeout=acquire_timeout,
                 timeouts=timeouts,
                 network=network,
                 on_loss=on_loss,
                 on_event=on_event,
+                on_give_up=on_give_up,
+                give_up_after=give_up_after,
+                reap=reap,
+                owner=owner,
                 name=name,
             )
 
@@ -652,6 +720,8 @@ class SandboxPool:
         replace: bool = False,
         metadata: Mapping[str, str] | None = None,
         envs: Mapping[str, str] | None = None,
+        files: Mapping[str, str | bytes] | None = None,
+        secrets: Mapping[str, str] | None = None,
         acquire_timeout: float | None = None,
     ) -> Session:
         """Open a session: the sandbox that it lives in, or a new one. Close it, or enter it with `with`.
@@ -666,8 +736,15 @@ class SandboxPool:
             replace: if the session lives in a sandbox of another template, `metadata` or `envs`, kill that one, with
                 all that is in it, and make a new one. A sandbox that fits is kept, unless it cannot be
                 reached.
-            metadata: tags of the sandbox; keys that begin with "sandboxkit." are the pool's own. None means any.
-            envs: environment variables of the sandbox, for everything that runs in it. None means any.
+            metadata: tags of the sandbox; keys that begin with "sandboxkit." are the pool's own. None means any. A
+                warm sandbox cannot be tagged, so with tags one is created.
+            envs: environment variables for all that this session runs. None means any. A sandbox created for the
+                session has them itself; a warm one is given them with each run, so that what `.sandbox` runs does not.
+            files: files that a new sandbox starts with, by path; one that the session has already is left alone. If
+                one cannot be written, the sandbox is killed, and the error raised.
+            secrets: environment variables for what runs through this hold, and nothing else: they are given with each
+                run, and are in no metadata, log, event or `repr`. Another hold may have others. A program that runs
+                can read them, and code that the program runs, too.
             acquire_timeout: seconds that this may take altogether; the pool's own when None.
 
         Raises:
@@ -678,6 +755,7 @@ class SandboxPool:
 
             SessionConflict: the session lives in a sandbox of another template, `metadata` or `envs`.
             TemplateNotFound, TemplateNotBuilt, ProviderError, EngineUnavailable: the sandbox could not be made.
+            SafeFSError: one of `files` could not be written; PathError: its path leads out of /home/user.
             ForkedProcess: the pool was made before a fork.
         """
         call = _portal.Call[AsyncSession](self._portal, discard=AsyncSession.close)
@@ -689,18 +767,70 @@ class SandboxPool:
             replace=replace,
             metadata=metadata,
             envs=envs,
+            files=files,
+            secrets=secrets,
             acquire_timeout=acquire_timeout,
         )
         return Session(self._portal, opened)
 
-    def attach(self, sandbox_id: str) -> Session:
-        """Take up a sandbox by its id; not supported yet.
+    def attach(
+        self,
+        sandbox: str | SessionRef,
+        *,
+        envs: Mapping[str, str] | None = None,
+        secrets: Mapping[str, str] | None = None,
+        acquire_timeout: float | None = None,
+    ) -> Session:
+        """Take up a sandbox that is there already: one that `session.detach()` let go of, or one of a dead process.
+
+        From then on it is this pool's as if it had been made here: it counts towards `max_live` and is killed at the
+        end. Whose it is, the service is asked before anything connects to it, so that nothing of others is woken or
+        prolonged. Its session is that of its tags, or of the reference; where neither names one it is anonymous.
+        A sandbox that this very pool has is opened as its session.
+
+        Args:
+            sandbox: its id, or what `detach()` returned.
+            envs: environment variables, as in `session()`; it is given them with each run.
+            secrets: as in `session()`.
+            acquire_timeout: seconds that this may take altogether; the pool's own when None.
 
         Raises:
-            UnsupportedOption: always, in this version.
+            SandboxNotFound: there is none of that id, or it is not this pool's owner's.
+            SessionConflict: its session lives in another sandbox of this pool.
+            SessionBusy: it is an anonymous one that this pool has lent already.
+            PoolTimeout, PoolFull, PoolClosed, PoolError, ForkedProcess: as in `session()`.
+            ProviderError: the service did not answer.
         """
-        value = self._portal.call(self._async.attach, sandbox_id)
-        return Session(self._portal, value)
+        call = _portal.Call[AsyncSession](self._portal, discard=AsyncSession.close)
+        return Session(
+            self._portal, call(self._async.attach, sandbox, envs=envs, secrets=secrets, acquire_timeout=acquire_timeout)
+        )
+
+    def wait_ready(self, *, timeout: float = 60.0) -> None:
+        """Wait until all of `min_warm` are ready.
+
+        Raises:
+            PoolTimeout: they are not within `timeout` seconds; its cause is the last failed create's error.
+            PoolClosed: the pool was closed.
+            ProviderError, TemplateNotFound, TemplateNotBuilt, EngineUnavailable: the pool has given up making them.
+        """
+        self._portal.call(self._async.wait_ready, timeout=timeout)
+
+    def reap(self, *, older_than: float | None = None) -> tuple[str, ...]:
+        """Kill what a process left when it died: sandboxes of a pool with this name, and this `owner` if one is set.
+
+        A process on the same host (or in the same container) that runs no more is known to be dead; so are pools of
+        this process that are gone. Nothing is known of other hosts: sandboxes from there are left to their lifetime,
+        unless `older_than` says from which age on, in seconds, nobody can need them. This pool's own are never killed.
+
+        Returns:
+            The ids of those that were killed.
+
+        Raises:
+            ProviderError: the service did not answer.
+        """
+        value: tuple[str, ...] = self._portal.call(self._async.reap, older_than=older_than)
+        return value
 
     def stats(self) -> PoolStats:
         """Count what the pool has and did; `PoolStats` says what each name means."""
@@ -712,29 +842,39 @@ class SandboxPool:
         value: PoolStats = self._portal.call(_asked, self._async.pop_stats)
         return value
 
-    def resize(self, *, max_live: int | None = None, min_warm: int | None = None) -> None:
-        """Change how many sandboxes there may be.
+    def resize(
+        self,
+        *,
+        max_live: int | None = None,
+        min_warm: int | Mapping[str, int] | None = None,
+        max_per_template: Mapping[str, int] | None = None,
+    ) -> None:
+        """Change how many sandboxes there may be, and how many warm ones there should be; None leaves a number alone.
 
-        Callers that wait get what became possible. With less than now, idle sessions are killed, least recently used
-        first; those in use stay, and no new one is made until enough of them are gone.
+        Callers that wait get what became possible. With less than now, warm ones and then idle sessions are killed,
+        least recently used first; those in use stay, and no new one is made until enough of them are gone. Warm ones
+        beyond a lower `min_warm` stay until somebody uses them, their place is needed, or `idle_timeout` says so.
 
         Raises:
-            ConfigurationError: not a whole number of at least 1.
-            UnsupportedOption: `min_warm` is not 0.
+            ConfigurationError: not a whole number of at least 1 (0 for `min_warm`), or more warm than live ones.
         """
-        self._portal.call(self._async.resize, max_live=max_live, min_warm=min_warm)
+        self._portal.call(self._async.resize, max_live=max_live, min_warm=min_warm, max_per_template=max_per_template)
 
-    def drain(self) -> None:
-        """Let no sandbox of now be used again: kill the idle ones, and those in use when their last holder closes.
+    def drain(self, *, template: str | None = None) -> None:
+        """Let no sandbox of now be used again: kill the idle and the warm ones, and those in use when their last holder
+        closes.
 
-        For a new version of a template, for instance: what is opened afterwards is made anew.
+        For a new version of a template, for instance: what is opened afterwards is made anew, and so are warm ones.
+
+        Args:
+            template: only those of this template; all when None.
         """
-        self._portal.call(self._async.drain)
+        self._portal.call(self._async.drain, template=template)
 
     def close(self) -> tuple[str, ...]:
         """Close the pool: callers that wait get PoolClosed at once, and every sandbox is killed.
 
-        Takes 30 seconds for killing at most. May be called again, from anywhere; every call waits until all is done.
+        Takes 30 seconds for killing at most. May be called again, from any thread; every call waits until all is done.
 
         Returns:
             The ids of sandboxes whose kill was not confirmed; they end with their lifetime. Empty if all went well.
@@ -749,6 +889,8 @@ class SandboxPool:
 
     def __repr__(self) -> str:
         return repr(self._async).replace("<AsyncSandboxPool", "<SandboxPool", 1)
+
+    _kind: ClassVar[type[AsyncSandboxPool]] = AsyncSandboxPool
 
     def __enter__(self) -> Self:
         self._portal.check()
@@ -783,5 +925,11 @@ async def _asked(func: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     return func(*args, **kwargs)
 
 
-for _public in (SafeFS, CommandHandle, Session, SandboxPool):
+class NullSandboxPool(SandboxPool):
+    """A pool that keeps nothing, as `AsyncNullSandboxPool` says: each session's sandbox dies with its last holder."""
+
+    _kind = AsyncNullSandboxPool
+
+
+for _public in (SafeFS, CommandHandle, Session, SandboxPool, NullSandboxPool):
     _public.__module__ = "sandboxkit"

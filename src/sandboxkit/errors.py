@@ -164,7 +164,7 @@ class SessionConflict(PoolError):
 
 
 class SessionBusy(PoolError):
-    """Another process holds the lease of this session."""
+    """Somebody else holds this session or works in its sandbox: another process, or another task of this one."""
 
     code = "session_busy"
 

@@ -164,7 +164,7 @@ def test_bad_arguments_are_refused_at_once(fake: FakeProvider) -> None:
     """A pool that cannot work is not made, and leaves no task behind."""
     with pytest.raises(errors.ConfigurationError, match="max_live"):
         SandboxPool(endpoint=fake, max_live=0)
-    with pytest.raises(errors.UnsupportedOption):
+    with pytest.raises(errors.ConfigurationError, match="min_warm"):
         SandboxPool(endpoint=fake, min_warm=1)
 
 

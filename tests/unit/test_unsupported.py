@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sandboxkit._types import NetworkPolicy, TimeoutPolicy
+from sandboxkit._types import NetworkPolicy
 from sandboxkit.errors import UnsupportedOption
 from sandboxkit.fragment import Fragment
 from sandboxkit.pool import AsyncSandboxPool, AsyncSession
@@ -15,21 +15,7 @@ from sandboxkit.safefs import AsyncSafeFS
 from sandboxkit.template import Template
 from sandboxkit.testing import FakeProvider
 
-POOL_ARGUMENTS: list[tuple[str, dict[str, Any]]] = [
-    ("min_warm", {"min_warm": 1}),
-    ("on_loss", {"on_loss": "recreate"}),
-    ("on_loss", {"on_loss": "replay"}),
-    ("timeouts.renew", {"timeouts": TimeoutPolicy(renew="heartbeat")}),
-    ("timeouts.max_lifetime", {"timeouts": TimeoutPolicy(max_lifetime=3600)}),
-    ("timeouts.at_end", {"timeouts": TimeoutPolicy(at_end="pause")}),
-]
-"""Refused when the pool is made."""
-
 SESSION_CALLS: list[tuple[str, Callable[[AsyncSandboxPool, AsyncSession], Awaitable[Any]]]] = [
-    ("pool.attach", lambda pool, session: pool.attach("sbx")),
-    ("min_warm", lambda pool, session: pool.resize(min_warm=1)),
-    ("session.interrupt", lambda pool, session: session.interrupt()),
-    ("session.pause", lambda pool, session: session.pause()),
     ("language", lambda pool, session: session.run_code("1", language="js")),
     ("timeout", lambda pool, session: session.run_command("true", background=True, timeout=1)),  # type: ignore[call-overload]
 ]
@@ -46,15 +32,6 @@ PLAIN_CALLS: list[tuple[str, Callable[[], object]]] = [
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.mark.parametrize(("option", "arguments"), POOL_ARGUMENTS, ids=str)
-def test_a_pool_refuses_what_it_cannot_do(option: str, arguments: dict[str, Any]) -> None:
-    """An argument whose work is not done is refused at construction, and named."""
-    with pytest.raises(UnsupportedOption) as caught:
-        AsyncSandboxPool(endpoint=FakeProvider(), **arguments)
-    assert caught.value.option == option
-    assert option in str(caught.value)
 
 
 @pytest.mark.anyio

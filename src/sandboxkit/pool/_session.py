@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 import anyio
 
-from sandboxkit._types import CommandResult, Execution, FileNode
-from sandboxkit.errors import ConfigurationError, PathError, ProviderUnavailable, SessionConflict, UnsupportedOption
+from sandboxkit._types import CommandResult, Execution, FileNode, Loss, SessionRef
+from sandboxkit.errors import (
+    ConfigurationError,
+    PathError,
+    ProviderUnavailable,
+    SandboxLost,
+    SessionBusy,
+    SessionConflict,
+    UnsupportedOption,
+)
 from sandboxkit.events import Event, EventHandler, listener, name_of
 from sandboxkit.fragment import Fragment, FragmentResult
-from sandboxkit.pool._command import AsyncCommandHandle
+from sandboxkit.pool._command import AsyncCommandHandle, command_line
 from sandboxkit.pool._lease import Lease, LeasedSandbox
-from sandboxkit.pool._moves import Spec
 from sandboxkit.pool._options import a_port, callback, code_text, count, environment, pairs, seconds, text
-from sandboxkit.pool._shell import Shell
 from sandboxkit.provider._base import OnOutput, OnResult
 from sandboxkit.runner import carry_out
 from sandboxkit.runner import stream as stream_fragment
@@ -68,6 +73,11 @@ class AsyncSession:
         """The SDK's own sandbox object, for all that is not wrapped here. Its uses renew nothing."""
         self._lease.check()
         return self._sandbox.raw
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """What this hold lost when sandboxes vanished under it, oldest first; empty with `on_loss="fail"`."""
+        return self._lease.losses
 
     @property
     def files(self) -> AsyncSafeFS:
@@ -140,7 +150,7 @@ class AsyncSession:
         callback("on_result", on_result)
         if context is not None:
             text("context", context)
-        self._lease.check()
+        self._lease.check_usable()
         tell, started_at = self._lease.core.tell, anyio.current_time()
         tell("code.started", language=language)
         error: str | None = None
@@ -224,7 +234,7 @@ class AsyncSession:
         """
         limit = self._lease.shell.options.timeouts.command if timeout is None else seconds("timeout", timeout)
         count("max_output", max_output, least=1)
-        line = code_text("cmd", _command_line(cmd))
+        line = code_text("cmd", command_line(cmd))
         environment(envs)
         if cwd:
             text("cwd", cwd)
@@ -235,7 +245,7 @@ class AsyncSession:
                 "timeout= has no effect with background=True; use handle.wait(timeout=...) and handle.kill().",
                 option="timeout",
             )
-        self._lease.check()
+        self._lease.check_usable()
         tell, started_at = self._lease.core.tell, anyio.current_time()
         tell("command.started", background=background)
         if background:
@@ -315,16 +325,20 @@ class AsyncSession:
         """
         return await self._files.tree()
 
-    async def interrupt(self) -> None:
-        """Interrupt the code that runs; not supported yet. A `timeout`, or cancelling the call, interrupts it.
+    async def interrupt(self) -> bool:
+        """Interrupt the code that runs in this process's sessions of the sandbox; variables and files stay.
 
-        Raises:
-            UnsupportedOption: always, in this version.
+        Each `run_code` under way returns an `Execution` whose error is a KeyboardInterrupt; its output went to the
+        callbacks, and is not in there. What other processes run is left alone, and so are commands.
+
+        Returns:
+            Whether anything was running.
         """
-        raise UnsupportedOption(
-            "session.interrupt() is not supported yet; a timeout, or cancelling run_code, interrupts its code.",
-            option="session.interrupt",
-        )
+        self._lease.check()
+        runs = list(self._lease.core.runs)
+        for scope in runs:
+            scope.cancel()
+        return bool(runs)
 
     async def restart(self, *, context: str | None = None) -> None:
         """Start the interpreter anew: its variables are gone, files and commands stay.
@@ -335,12 +349,25 @@ class AsyncSession:
         await self._sandbox.restart(context)
 
     async def pause(self) -> None:
-        """Pause the sandbox; not supported yet.
+        """Pause the sandbox: files, variables and processes stay, and it has no end. The next use lets it go on.
+
+        It goes on counting towards `max_live`. A session that is closed while it is paused stays so.
 
         Raises:
-            UnsupportedOption: always, in this version.
+            SessionBusy: work runs in it.
+            SandboxLost: the sandbox is gone.
+            ProviderError: the service did not answer, or cannot pause.
         """
-        raise UnsupportedOption("session.pause() is not supported yet.", option="session.pause")
+        core = self._lease.core
+        self._lease.check()
+        if core.uses:
+            raise SessionBusy(
+                f"Work runs in sandbox {self.sandbox_id}; a pause would cut it off.", sandbox_id=self.sandbox_id
+            )
+        try:
+            await self._lease.shell.life.pause(core)
+        except SandboxLost as error:
+            raise self._lease.shell.lost(core, error) from error
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
@@ -356,6 +383,27 @@ class AsyncSession:
         if core.key is None and core.gone == "released":
             with anyio.move_on_after(KILL_WAIT):
                 await core.tried_to_kill.wait()
+
+    async def detach(self) -> SessionRef:
+        """Take the sandbox out of the pool and leave it alive, for `pool.attach()` in this or another process.
+
+        This hold is closed by it. From here on the sandbox is nobody's: its lifetime, prolonged once more, ends it, if
+        nobody attaches. Variables that it was given late (`secrets`; `envs` where it was a warm one) do not go with it:
+        pass them to `attach` again. Another process may attach only where both pools have the same `owner`.
+
+        Raises:
+            SessionBusy: others hold the session too, or work runs in it.
+            SandboxLost: the sandbox is gone.
+            ProviderError: the service did not answer; nothing has changed.
+        """
+        core = self._lease.core
+        self._lease.check()
+        try:
+            await self._lease.shell.detach(core)
+        except SandboxLost as error:
+            raise self._lease.shell.lost(core, error) from error
+        self._lease.release()
+        return SessionRef(sandbox_id=core.sandbox.sandbox_id, template=core.spec.template, key=core.key)
 
     async def kill(self) -> None:
         """Kill the sandbox, for everyone who holds the session. A second time does nothing.
@@ -394,7 +442,7 @@ class AsyncSession:
     def _template_of(self, fragment: Fragment) -> Template:
         if not isinstance(fragment, Fragment):
             raise ConfigurationError(f"{type(fragment).__name__} is no Fragment; use Fragment.model_validate(...).")
-        self._lease.check()
+        self._lease.check_usable()
         if fragment.template != self.template:
             raise SessionConflict(
                 f"The fragment is for template {fragment.template!r}, and session {self.key!r} lives in a sandbox of "
@@ -402,45 +450,6 @@ class AsyncSession:
                 sandbox_id=self.sandbox_id,
             )
         return Template.get(fragment.template)
-
-
-class SessionOpening:
-    """What `pool.session()` returns: await it for a session that is held until `close()` or the pool's end, or enter
-    it with `async with` for one that is closed at the end of the block. Nothing is asked of the pool before."""
-
-    def __init__(self, shell: Shell, key: str | None, spec: Spec, *, timeout: float, replace: bool) -> None:
-        self._shell = shell
-        self._key = key
-        self._spec = spec
-        self._timeout = timeout
-        self._replace = replace
-        self._entered: list[AsyncSession] = []
-
-    async def open(self) -> AsyncSession:
-        """Open the session; the same as awaiting this."""
-        core, ticket = await self._shell.open(self._key, self._spec, timeout=self._timeout, replace=self._replace)
-        return AsyncSession(Lease(self._shell, core, ticket))
-
-    def __await__(self) -> Generator[Any, None, AsyncSession]:
-        return self.open().__await__()
-
-    async def __aenter__(self) -> AsyncSession:
-        session = await self.open()
-        self._entered.append(session)
-        return session
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._entered.pop().close()
-
-
-def _command_line(cmd: str | Sequence[str]) -> str:
-    if isinstance(cmd, str):
-        return cmd
-    if not isinstance(cmd, Sequence) or not cmd or not all(isinstance(word, str) for word in cmd):
-        raise ConfigurationError(f"cmd={cmd!r}: a text, or a sequence of texts that is not empty, is needed.")
-    return shlex.join(cmd)
 
 
 AsyncSession.__module__ = "sandboxkit"

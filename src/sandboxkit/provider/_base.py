@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from sandboxkit._types import (
     CommandResult,
@@ -39,9 +39,11 @@ class CreateRequest:
     lifetime: float
     idempotency_key: str
     metadata: Mapping[str, str] = field(default_factory=dict)
-    envs: Mapping[str, str] = field(default_factory=dict)
+    envs: Mapping[str, str] = field(default_factory=dict, repr=False)
     network: NetworkMode | NetworkPolicy = "deny"
     timeout: float = 60.0
+    at_end: Literal["kill", "pause"] = "kill"
+    """What becomes of it at the end of its lifetime."""
 
 
 class Files(Protocol):
@@ -171,7 +173,12 @@ class ProviderSandbox(Protocol):
         it is gone."""
 
     async def is_running(self) -> bool:
-        """Ask the service whether it runs, without extending its life."""
+        """Ask the service whether it runs, without extending its life. False of a paused one."""
+
+    async def pause(self) -> None:
+        """Stop it and keep it: it has no end then, and every use but `extend`, `is_running` and `kill` raises
+        SandboxNotFound. `extend` and the provider's `connect` let it go on. No error if it is paused already;
+        SandboxNotFound if it is gone."""
 
     def host(self, port: int) -> str:
         """The public host name of a port; no request."""
@@ -200,13 +207,17 @@ class Provider(Protocol):
         ProviderUnavailable, UnsupportedOption. If cancelled, a sandbox that was made meanwhile is killed."""
 
     async def connect(self, sandbox_id: str, *, lifetime: float) -> ProviderSandbox:
-        """Take up a running sandbox, extending its life to at least `lifetime` seconds from now."""
+        """Take up a sandbox, extending its life to at least `lifetime` seconds from now; a paused one runs again."""
 
     def list(self, *, metadata: Mapping[str, str] | None = None) -> AsyncIterator[SandboxInfo]:
         """All running and paused sandboxes whose metadata contain the given pairs, over all pages."""
 
+    async def info(self, sandbox_id: str) -> SandboxInfo:
+        """Describe a sandbox by id, running or paused, without connecting to it: neither its life nor its state
+        changes. SandboxNotFound if there is none."""
+
     async def kill(self, sandbox_id: str) -> bool:
-        """Kill a sandbox by id. False if it was gone already."""
+        """Kill a sandbox by id, also a paused one. False if it was gone already."""
 
     async def aclose(self) -> None:
         """Let go of what this provider holds (connections, its share of the engine). Kills no sandbox. Idempotent."""

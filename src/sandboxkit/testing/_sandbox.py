@@ -45,6 +45,7 @@ class FakeSandbox:
         self._end_at = self._started_at + timedelta(seconds=request.lifetime)
         self._running: dict[anyio.CancelScope, tuple[int, object]] = {}
         self._pids = 100
+        self.is_paused = False
         self.tree = Tree(capacity=provider.disk)
         self._python = FakePython(self.tree, request.envs)
         self._files = FakeFiles(self.tree, self._gate)
@@ -68,6 +69,10 @@ class FakeSandbox:
         return self._end_at
 
     @property
+    def pauses_at_end(self) -> bool:
+        return self._request.at_end == "pause"
+
+    @property
     def raw(self) -> object:
         return self
 
@@ -89,7 +94,7 @@ class FakeSandbox:
         return SandboxInfo(
             sandbox_id=self._id,
             template=self.template,
-            state="running",
+            state="paused" if self.is_paused else "running",
             started_at=self._started_at,
             end_at=self._end_at,
             metadata=dict(self.metadata),
@@ -168,27 +173,39 @@ class FakeSandbox:
 
     async def extend(self, lifetime: float) -> datetime:
         async with self._provider.faults("extend"):
-            self._check(expired_is_not_found=True)
+            self._check(expired_is_not_found=True, paused_is_there=True)
             self.lengthen(lifetime)
         return self._end_at
 
     async def is_running(self) -> bool:
         async with self._provider.faults("is_running"):
-            return self._id in self._provider.live
+            return self._id in self._provider.live and not self.is_paused
+
+    async def pause(self) -> None:
+        async with self._provider.faults("pause"):
+            self._check(expired_is_not_found=True, paused_is_there=True)
+            if not self.is_paused:
+                self.stop()
 
     async def kill(self) -> bool:
         return await self._provider.kill(self._id)
 
     def lengthen(self, lifetime: float) -> None:
-        """Move the end, only ever later."""
+        """Move the end, only ever later; a paused one, which has none, goes on."""
         later = datetime.fromtimestamp(self._provider.clock(), UTC) + timedelta(seconds=lifetime)
-        if later > self._end_at:
+        if later > self._end_at or self.is_paused:
+            self.is_paused = False
             self._end_at = later
             for scope in self._running:
                 scope.deadline = anyio.current_time() + lifetime
 
+    def stop(self) -> None:
+        """Pause: whoever waits for an answer from here is cut off."""
+        self.is_paused = True
+        self.vanish()
+
     def vanish(self) -> None:
-        """Stop what runs here; the provider has already forgotten this sandbox."""
+        """Cut off what runs here, since this sandbox is not there any more."""
         for scope, (thread, token) in list(self._running.items()):
             if thread == threading.get_ident():
                 scope.cancel()
@@ -214,8 +231,10 @@ class FakeSandbox:
         environment = {**self._request.envs, **(envs or {})}
         return FakeCommand(self, self._pids, cmd, cwd, environment, on_stdout, on_stderr, max_output, stdin=stdin)
 
-    def _check(self, *, expired_is_not_found: bool = False) -> None:
+    def _check(self, *, expired_is_not_found: bool = False, paused_is_there: bool = False) -> None:
         if self._id in self._provider.live:
+            if self.is_paused and not paused_is_there:
+                raise SandboxNotFound(f"Sandbox {self._id} is paused.", sandbox_id=self._id)
             return
         reason = self._provider.ended.get(self._id)
         kind: type[SandboxLost] = SandboxNotFound
@@ -244,7 +263,8 @@ class FakeSandbox:
                     del self._running[scope]
             if scope.cancelled_caught:
                 # The loop's clock and the provider's may differ by a hair; whoever is first says that it is over.
-                self._provider.end(self._id, "expired")
+                if self._id in self._provider.live and not self.is_paused:
+                    self._provider.end_of_life(self)
                 self._check()
 
 

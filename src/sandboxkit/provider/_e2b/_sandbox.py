@@ -152,6 +152,10 @@ class E2BSandbox:
             return False
         return running
 
+    async def pause(self) -> None:
+        await self._way()(one_request, self._raw.pause, "pausing it", self.sandbox_id)
+        self._end_at = None  # it has none until it goes on
+
     def host(self, port: int) -> str:
         return self._raw.get_host(port)
 
