@@ -166,7 +166,7 @@ def nothing_left_running() -> Iterator[None]:
     before = _our_processes()
     yield
     stop_engines()
-    left = _wait_until_gone(before, seconds=10)
+    left = _wait_until_gone(before, seconds=30)
     assert not left, f"left running after the tests: {left}"
 
 
@@ -175,7 +175,7 @@ def no_leaks() -> Iterator[None]:
     """This one test leaves no process, thread or open descriptor behind."""
     processes, threads, descriptors = _our_processes(), set(threading.enumerate()), _descriptors()
     yield
-    left = _wait_until_gone(processes, seconds=5)
+    left = _wait_until_gone(processes, seconds=30)
     assert not left, f"left running: {left}"
     more_threads = {t.name for t in threading.enumerate() if t not in threads}
     assert not more_threads, f"threads left: {more_threads}"

@@ -34,7 +34,7 @@ def create(sdk: Options) -> Iterator[Callable[..., e2b_code_interpreter.Sandbox]
         sandbox.kill()
 
 
-def wait_until(condition: Callable[[], bool], *, seconds: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], *, seconds: float = 30.0) -> None:
     """Poll with a deadline."""
     deadline = time.monotonic() + seconds
     while not condition():

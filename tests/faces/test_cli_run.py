@@ -98,11 +98,11 @@ def test_the_program_can_come_from_standard_input(tmp_path: Path) -> None:
 def test_a_time_limit_is_exit_code_124(run: Run) -> None:
     """A program that runs too long ends with 124, after what it had printed; the message names the limit."""
     started = time.monotonic()
-    done = run("import time\nprint('begun')\ntime.sleep(60)", "--timeout", "1")
+    done = run("import time\nprint('begun')\ntime.sleep(60)", "--timeout", "4")
     assert done.returncode == 124
     assert done.stdout == "begun\n"
     assert done.stderr.startswith("error: ")
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 50
 
 
 @pytest.mark.engine
@@ -128,7 +128,7 @@ def test_json(run: Run) -> None:
 @pytest.mark.slow
 def test_json_says_what_failed(run: Run) -> None:
     """A timeout under --json has its code, its error, and what was printed before."""
-    done = run("import time\nprint('begun')\ntime.sleep(60)", "--json", "--timeout", "1")
+    done = run("import time\nprint('begun')\ntime.sleep(60)", "--json", "--timeout", "4")
     summary = json.loads(done.stdout)
     assert (done.returncode, done.stderr) == (124, "")
     assert (summary["exit_code"], summary["error"]["code"], summary["stdout"]) == (124, "command_timeout", "begun\n")
@@ -147,7 +147,7 @@ def test_ctrl_c_kills_the_sandbox(tmp_path: Path) -> None:
         assert process.stdout.readline() == "begun\n"
         assert watch.look() > 2
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=50)
     assert (output, process.returncode) == ("", 130)
     assert "Traceback" not in errors
     assert watch.left() == ()
@@ -184,7 +184,7 @@ def test_an_unknown_template_is_exit_code_125(run: Run) -> None:
 def test_bad_usage_is_a_failure_of_ours(tmp_path: Path, options: list[str], says: str) -> None:
     """What cannot be started ends with 125, which no program of the user is likely to mean, and says why."""
     (tmp_path / "program.py").write_text("")
-    done = subprocess.run([*RUN, *options], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([*RUN, *options], cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == 125
     assert says in done.stderr
     assert "Traceback" not in done.stderr
@@ -197,7 +197,7 @@ def test_help_does_not_wait_for_the_sdk() -> None:
         "try: main(['run', '--help'])\nexcept SystemExit: pass\n"
         "sys.exit('e2b' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == 0
     assert "130 on" in " ".join(done.stdout.split())
 
@@ -210,7 +210,7 @@ def test_watch_sees_a_process_until_it_ends() -> None:
         assert watch.left(patience=0) == (child.pid,)
         assert child.stdin is not None
         child.stdin.close()
-        child.wait(timeout=10)
+        child.wait(timeout=40)
     assert watch.left() == ()
 
 
@@ -229,7 +229,7 @@ def test_watch_sees_a_process_that_lost_its_parent() -> None:
         os.close(read)
         assert watch.look() == 2
         child.kill()
-        child.wait(timeout=10)
+        child.wait(timeout=40)
     assert watch.left(patience=0) == (grandchild,)
     os.close(write)
     assert watch.left() == ()

@@ -102,7 +102,7 @@ def test_exit_code_and_signals_pass(how: str, code: int) -> None:
         assert first == b"ready\n"
         if how == "term":
             child.send_signal(signal.SIGTERM)
-        output, errors = child.communicate(timeout=20)
+        output, errors = child.communicate(timeout=50)
         assert child.returncode == code, errors.decode()
         assert output == (b"stopped\n" if how == "term" else b"")
         if os.getuid() == 0:

@@ -294,7 +294,7 @@ def test_a_client_that_hangs_up_does_not_undo_its_request(hollow: Any) -> None:
     hollow.do(hollow.isolation.making.clear)
     request = {"json": {"templateID": "base"}, "headers": {"Idempotency-Key": "k"}}
     with pytest.raises(httpx.ReadTimeout):
-        hollow.client.post("/v2/sandboxes", **request, timeout=0.2)
+        hollow.client.post("/v2/sandboxes", **request, timeout=httpx.Timeout(20, read=0.2))
     hollow.do(hollow.isolation.making.set)
     answer = hollow.client.post("/v2/sandboxes", **request)
     assert answer.status_code == 201

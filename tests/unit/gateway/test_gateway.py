@@ -210,7 +210,7 @@ def test_the_end_is_bounded_by_open_requests(hollow: Any) -> None:
         connection.sendall(_half_a_request(hollow))
         started = time.monotonic()
         hollow.stop()
-        assert time.monotonic() - started < 6
+        assert time.monotonic() - started < 30
         assert connection.recv(4096).startswith(b"HTTP/1.1 503 ")
 
 

@@ -383,8 +383,9 @@ def test_an_agent_that_is_held_may_be_late(with_impostor: Any) -> None:
 
     async def scenario(link: Any, theirs: socket.socket, lost: list[str]) -> None:
         before = asyncio.ensure_future(link._channel.ask(wire.PING, [], within=0.1))
-        await request(theirs)
+        await asyncio.sleep(0)  # it is asked; were it waited for longer, a slow machine would make it late
         link.hold()
+        await request(theirs)
         during = asyncio.ensure_future(link._channel.ask(wire.PING, [], within=0.1))
         number, _, _ = await request(theirs)
         done, _ = await asyncio.wait({before, during}, timeout=0.3)
