@@ -73,7 +73,7 @@ from sandboxkit.local.isolation import enter
 namespace = enter(sys.argv[1])
 assert os.getuid() != 0
 def stop(*_):
-    os.write(1, b'stopped\n')  # a print could meet the one below in its middle
+    os.write(1, b'stopped\\n')  # a print could meet the one below in its middle
     sys.exit(9)
 signal.signal(signal.SIGTERM, stop)
 print('ready', flush=True)

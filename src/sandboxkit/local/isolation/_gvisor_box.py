@@ -23,12 +23,12 @@ from sandboxkit.local.isolation._base import HOME, AgentError, AgentLost, BoxSpe
 from sandboxkit.local.isolation._box import BubblewrapBox, _memory_file, _said
 from sandboxkit.local.isolation._framed import FramedPort
 from sandboxkit.local.isolation._gvisor_plan import GvisorPlan
-from sandboxkit.local.isolation._gvisor_processes import SentryStopper, memory_of, tree
+from sandboxkit.local.isolation._gvisor_processes import MemoryMeter, SentryStopper, tree
 from sandboxkit.local.isolation._limits import Cgroup, inside_limits
 from sandboxkit.local.isolation._link import AgentLink
 from sandboxkit.local.isolation._processes import usage_of
 
-START_WITHIN = 40.0
+START_WITHIN = 20.0
 """Seconds from bubblewrap's start to the agent's first answer."""
 MEASURED_WITHIN = 5.0
 WRITABLE = (HOME, "/tmp", "/dev/shm")
@@ -44,6 +44,7 @@ class GvisorBox(BubblewrapBox):
         self.limits = _gvisor_plan.limits_in_force(spec.limits, cgroup, version)
         self.memory_limit = spec.limits.memory + _gvisor_plan.OVERHEAD
         self._stopper = SentryStopper()  # type: ignore[assignment]
+        self._meter = MemoryMeter()
         self._disk = 0
 
     def prepare(self) -> None:
@@ -138,7 +139,7 @@ class GvisorBox(BubblewrapBox):
 
     def memory_outside(self) -> int | None:
         """See `BubblewrapBox.memory_outside`."""
-        return memory_of(self._init)
+        return self._meter.measure(self._init)
 
     def disk_used(self) -> int:
         """Bytes in its files, as the box said when it was last asked."""
@@ -156,7 +157,7 @@ class GvisorBox(BubblewrapBox):
         group = self._cgroup
         found = usage_of(tree(self._init))
         counted = group is not None and group.has("memory")
-        memory = group.memory() if group is not None and counted else memory_of(self._init)
+        memory = group.memory() if group is not None and counted else self._meter.measure(self._init)
         return Usage(
             cpu_seconds=group.cpu_seconds() if group is not None and group.has("cpuacct") else found.cpu_seconds,
             memory=memory,

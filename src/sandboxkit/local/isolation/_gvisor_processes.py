@@ -10,10 +10,11 @@ import contextlib
 import os
 import signal
 
-from sandboxkit.local.isolation._processes import resident
+from sandboxkit.local.isolation._processes import resident, shared
+from sandboxkit.local.isolation._stopping import AT_REST
 
-AT_REST = frozenset(b"TtZX")
 MEMORY_FILE = "runsc-memory"
+LOOK_UP_EVERY = 20
 
 
 def tree(*roots: int) -> list[int]:
@@ -29,21 +30,38 @@ def tree(*roots: int) -> list[int]:
     return found
 
 
-def memory_of(init: int) -> int:
-    """Bytes that a box uses: its memory file, and the pages that are its processes' own."""
-    files: dict[int, int] = {}
-    own = 0
-    for pid in tree(init):
-        own += resident(pid)
-        if _tracer(pid):
-            continue
-        with contextlib.suppress(OSError):
-            for entry in os.scandir(f"/proc/{pid}/fd"):
-                with contextlib.suppress(OSError):
-                    if MEMORY_FILE in os.readlink(entry.path):
-                        info = os.stat(entry.path)
-                        files[info.st_ino] = info.st_blocks * 512
-    return own + sum(files.values())
+class MemoryMeter:
+    """Measures what a box uses. Which processes are runsc's own is looked up now and then only: that costs a walk
+    through all of them, and they hardly change."""
+
+    def __init__(self) -> None:
+        self._own: list[int] = []
+        self._files: list[str] = []
+        self._looks = 0
+
+    def measure(self, init: int) -> int:
+        """Bytes that the box uses: its memory file, and the pages that are its own processes' alone."""
+        if self._looks % LOOK_UP_EVERY == 0 or not self._files:
+            self._look_up(init)
+        self._looks += 1
+        if not self._files:  # of another name in this version: rather too much than too little
+            return sum(resident(pid) + shared(pid) for pid in tree(init))
+        files: dict[int, int] = {}
+        for path in self._files:
+            with contextlib.suppress(OSError):
+                info = os.stat(path)
+                files[info.st_ino] = info.st_blocks * 512
+        return sum(map(resident, self._own)) + sum(files.values())
+
+    def _look_up(self, init: int) -> None:
+        self._own = [pid for pid in tree(init) if not _tracer(pid)]
+        self._files = []
+        for pid in self._own:
+            with contextlib.suppress(OSError):
+                for entry in os.scandir(f"/proc/{pid}/fd"):
+                    with contextlib.suppress(OSError):
+                        if MEMORY_FILE in os.readlink(entry.path):
+                            self._files.append(entry.path)
 
 
 class SentryStopper:
