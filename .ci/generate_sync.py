@@ -79,6 +79,7 @@ FACES = (
         ),
     ),
     Face("sandboxkit.pool._command", "AsyncCommandHandle", "CommandHandle"),
+    Face("sandboxkit.runner._app", "AsyncApp", "App"),
     Face(
         "sandboxkit.pool._session",
         "AsyncSession",
@@ -103,6 +104,15 @@ FACES = (
                 if self._twin is None:
                     self._twin = _sync_twin(raw)
                 return self._twin
+            """,
+            "run": """
+                call = _portal.Call[Any](self._portal)
+                result = call(self._async.run, {call})
+                return _with_sync_app(self._portal, result)
+            """,
+            "stream": """
+                events = _portal.Call[Any](self._portal).iterate(lambda: self._async.stream({call}))
+                return _with_sync_apps(self._portal, events)
             """,
         },
         doc=(("or cancelling the call, interrupts it.", "or Ctrl-C, interrupts it."),),
@@ -177,7 +187,7 @@ FACES = (
 WORDS = (
     (r"`async with`", "`with`"),
     (r"`async for`", "`for`"),
-    (r"\bAsync(SandboxPool|Session|SafeFS|CommandHandle)\b", r"\1"),
+    (r"\bAsync(SandboxPool|Session|SafeFS|CommandHandle|App)\b", r"\1"),
     (r"\bawaited\b", "called"),
 )
 
@@ -205,7 +215,25 @@ async def _asked(func: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     return func(*args, **kwargs)
 
 
-for _public in (SafeFS, CommandHandle, Session, SandboxPool):
+def _with_sync_app(portal: _portal.Portal, result: FragmentResult[AsyncApp]) -> FragmentResult[App]:
+    """A result whose app has the synchronous form."""
+    made: Any = dataclasses.replace(result, app=None)
+    return made if result.app is None else dataclasses.replace(made, app=App(portal, result.app))
+
+
+def _with_sync_apps(portal: _portal.Portal, events: Generator[Event, None, None]) -> Generator[Event, None, None]:
+    """The events of a fragment; its result has an app of the synchronous form."""
+    with contextlib.closing(events):
+        for event in events:
+            result = event.data.get("result")
+            if isinstance(result, FragmentResult):
+                event = dataclasses.replace(
+                    event, data=dict(event.data, result=_with_sync_app(portal, result))
+                )
+            yield event
+
+
+for _public in (SafeFS, CommandHandle, App, Session, SandboxPool):
     _public.__module__ = "sandboxkit"
 '''
 
@@ -216,6 +244,8 @@ def generate() -> str:
         "from typing import Any, Self, TypeVar",
         "from types import TracebackType",
         "from collections.abc import Callable, Generator",
+        "import contextlib",
+        "import dataclasses",
     }
     parts: list[str] = []
     for face in FACES:

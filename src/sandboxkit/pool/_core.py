@@ -10,6 +10,7 @@ from sandboxkit.errors import PoolClosed, SandboxExpired, SandboxkitError, Sandb
 from sandboxkit.pool._emit import Teller
 from sandboxkit.pool._moves import KillReason, Spec
 from sandboxkit.provider._base import ProviderSandbox
+from sandboxkit.runner import Workshop
 
 _SAYS: dict[KillReason, str] = {
     "released": "was an anonymous session's, which has been closed",
@@ -34,6 +35,8 @@ class Core:
     spec: Spec
     sandbox: ProviderSandbox
     tell: Teller
+    workshop: Workshop = field(default_factory=Workshop)
+    """What fragments have left here, for those that follow."""
     lock: anyio.Lock = field(default_factory=anyio.Lock)
     """Held while its life is prolonged, so that concurrent uses ask once."""
     is_unchecked: bool = False

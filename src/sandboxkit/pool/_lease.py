@@ -173,6 +173,10 @@ class LeasedSandbox:
         self._lease.check()
         return await self._lease.core.sandbox.is_running()
 
+    async def http_status(self, port: int, path: str = "/", *, timeout: float = 10.0) -> int | None:
+        async with self._lease.use(timeout) as sandbox:
+            return await sandbox.http_status(port, path, timeout=timeout)
+
     async def kill(self) -> bool:
         self._lease.check()
         self._lease.shell.discard(self._lease.core)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -252,3 +253,12 @@ def environment(envs: Mapping[str, str] | None) -> Pairs | None:
 
 def _is_encodable(value: str) -> bool:
     return "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value)
+
+
+def command_line(cmd: str | Sequence[str]) -> str:
+    """The line for a shell that runs a command; a sequence of arguments is no shell's to interpret."""
+    if isinstance(cmd, str):
+        return cmd
+    if not isinstance(cmd, Sequence) or not cmd or not all(isinstance(word, str) for word in cmd):
+        raise ConfigurationError(f"cmd={cmd!r}: a text, or a sequence of texts that is not empty, is needed.")
+    return shlex.join(cmd)
