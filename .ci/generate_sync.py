@@ -107,12 +107,11 @@ FACES = (
             """,
             "run": """
                 call = _portal.Call[Any](self._portal)
-                result = call(self._async.run, {call})
-                return _with_sync_app(self._portal, result)
+                return with_app(call(self._async.run, {call}), partial(App, self._portal))
             """,
             "stream": """
                 events = _portal.Call[Any](self._portal).iterate(lambda: self._async.stream({call}))
-                return _with_sync_apps(self._portal, events)
+                return with_apps(events, partial(App, self._portal))
             """,
         },
         doc=(("or cancelling the call, interrupts it.", "or Ctrl-C, interrupts it."),),
@@ -215,24 +214,6 @@ async def _asked(func: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     return func(*args, **kwargs)
 
 
-def _with_sync_app(portal: _portal.Portal, result: FragmentResult[AsyncApp]) -> FragmentResult[App]:
-    """A result whose app has the synchronous form."""
-    made: Any = dataclasses.replace(result, app=None)
-    return made if result.app is None else dataclasses.replace(made, app=App(portal, result.app))
-
-
-def _with_sync_apps(portal: _portal.Portal, events: Generator[Event, None, None]) -> Generator[Event, None, None]:
-    """The events of a fragment; its result has an app of the synchronous form."""
-    with contextlib.closing(events):
-        for event in events:
-            result = event.data.get("result")
-            if isinstance(result, FragmentResult):
-                event = dataclasses.replace(
-                    event, data=dict(event.data, result=_with_sync_app(portal, result))
-                )
-            yield event
-
-
 for _public in (SafeFS, CommandHandle, App, Session, SandboxPool):
     _public.__module__ = "sandboxkit"
 '''
@@ -244,8 +225,8 @@ def generate() -> str:
         "from typing import Any, Self, TypeVar",
         "from types import TracebackType",
         "from collections.abc import Callable, Generator",
-        "import contextlib",
-        "import dataclasses",
+        "from functools import partial",
+        "from sandboxkit.runner import with_app, with_apps",
     }
     parts: list[str] = []
     for face in FACES:

@@ -7,9 +7,8 @@ Every call is carried out by the portal's event loop while the calling thread wa
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
@@ -37,6 +36,7 @@ from sandboxkit.pool._pool import AsyncSandboxPool
 from sandboxkit.pool._session import AsyncSession
 from sandboxkit.pool._stats import PoolStats
 from sandboxkit.provider._base import OnOutput, OnResult, Provider
+from sandboxkit.runner import with_app, with_apps
 from sandboxkit.runner._app import AsyncApp
 from sandboxkit.safefs._safefs import DEFAULT_MAX_BYTES, AnyPath, AsyncSafeFS
 from sandboxkit.safefs._tree import DEFAULT_EXCLUDES
@@ -569,10 +569,10 @@ class Session:
             CodeTimeout, OutputTooLarge, KernelDied, SandboxLost: as in `run_code`.
         """
         call = _portal.Call[Any](self._portal)
-        result = call(
-            self._async.run, fragment, on_event=call.tell(on_event), allow_install_command=allow_install_command
+        return with_app(
+            call(self._async.run, fragment, on_event=call.tell(on_event), allow_install_command=allow_install_command),
+            partial(App, self._portal),
         )
-        return _with_sync_app(self._portal, result)
 
     def stream(self, fragment: Fragment, *, allow_install_command: bool = False) -> Generator[Event, None, None]:
         """Carry a fragment out, yielding its events; the last one has the `FragmentResult` as `data["result"]`.
@@ -586,7 +586,7 @@ class Session:
         events = _portal.Call[Any](self._portal).iterate(
             lambda: self._async.stream(fragment, allow_install_command=allow_install_command)
         )
-        return _with_sync_apps(self._portal, events)
+        return with_apps(events, partial(App, self._portal))
 
     def tree(self) -> FileNode:
         """The files beneath `/home/user`, as `files.tree()` gives them.
@@ -860,22 +860,6 @@ async def _opened(pool: AsyncSandboxPool, *args: Any, **kwargs: Any) -> AsyncSes
 async def _asked(func: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Read something in the loop's thread, where it does not change meanwhile."""
     return func(*args, **kwargs)
-
-
-def _with_sync_app(portal: _portal.Portal, result: FragmentResult[AsyncApp]) -> FragmentResult[App]:
-    """A result whose app has the synchronous form."""
-    made: Any = dataclasses.replace(result, app=None)
-    return made if result.app is None else dataclasses.replace(made, app=App(portal, result.app))
-
-
-def _with_sync_apps(portal: _portal.Portal, events: Generator[Event, None, None]) -> Generator[Event, None, None]:
-    """The events of a fragment; its result has an app of the synchronous form."""
-    with contextlib.closing(events):
-        for event in events:
-            result = event.data.get("result")
-            if isinstance(result, FragmentResult):
-                event = dataclasses.replace(event, data=dict(event.data, result=_with_sync_app(portal, result)))
-            yield event
 
 
 for _public in (SafeFS, CommandHandle, App, Session, SandboxPool):
