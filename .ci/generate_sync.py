@@ -79,6 +79,7 @@ FACES = (
         ),
     ),
     Face("sandboxkit.pool._command", "AsyncCommandHandle", "CommandHandle"),
+    Face("sandboxkit.runner._app", "AsyncApp", "App"),
     Face(
         "sandboxkit.pool._session",
         "AsyncSession",
@@ -103,6 +104,14 @@ FACES = (
                 if self._twin is None:
                     self._twin = _sync_twin(raw)
                 return self._twin
+            """,
+            "run": """
+                call = _portal.Call[Any](self._portal)
+                return with_app(call(self._async.run, {call}), partial(App, self._portal))
+            """,
+            "stream": """
+                events = _portal.Call[Any](self._portal).iterate(lambda: self._async.stream({call}))
+                return with_apps(events, partial(App, self._portal))
             """,
         },
         doc=(("or cancelling the call, interrupts it.", "or Ctrl-C, interrupts it."),),
@@ -179,7 +188,7 @@ FACES = (
 WORDS = (
     (r"`async with`", "`with`"),
     (r"`async for`", "`for`"),
-    (r"\bAsync(SandboxPool|Session|SafeFS|CommandHandle)\b", r"\1"),
+    (r"\bAsync(SandboxPool|Session|SafeFS|CommandHandle|App)\b", r"\1"),
     (r"\bawaited\b", "called"),
 )
 
@@ -213,7 +222,7 @@ class NullSandboxPool(SandboxPool):
     _kind = AsyncNullSandboxPool
 
 
-for _public in (SafeFS, CommandHandle, Session, SandboxPool, NullSandboxPool):
+for _public in (SafeFS, CommandHandle, App, Session, SandboxPool, NullSandboxPool):
     _public.__module__ = "sandboxkit"
 '''
 
@@ -225,6 +234,8 @@ def generate() -> str:
         "from sandboxkit.pool._pool import AsyncNullSandboxPool",
         "from types import TracebackType",
         "from collections.abc import Callable, Generator",
+        "from functools import partial",
+        "from sandboxkit.runner import with_app, with_apps",
     }
     parts: list[str] = []
     for face in FACES:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sandboxkit import errors as errors
     from sandboxkit._confine import confine as confine
+    from sandboxkit._sync import App as App
     from sandboxkit._sync import CommandHandle as CommandHandle
     from sandboxkit._sync import NullSandboxPool as NullSandboxPool
     from sandboxkit._sync import SafeFS as SafeFS
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from sandboxkit._types import TimeoutPolicy as TimeoutPolicy
     from sandboxkit.errors import SandboxkitError as SandboxkitError
     from sandboxkit.events import Event as Event
+    from sandboxkit.fragment import Edit as Edit
     from sandboxkit.fragment import Fragment as Fragment
     from sandboxkit.fragment import FragmentResult as FragmentResult
     from sandboxkit.pool import AsyncCommandHandle as AsyncCommandHandle
@@ -37,10 +39,13 @@ if TYPE_CHECKING:
     from sandboxkit.pool import AsyncSandboxPool as AsyncSandboxPool
     from sandboxkit.pool import AsyncSession as AsyncSession
     from sandboxkit.pool import PoolStats as PoolStats
+    from sandboxkit.runner import AsyncApp as AsyncApp
     from sandboxkit.safefs import AsyncSafeFS as AsyncSafeFS
     from sandboxkit.template import Template as Template
 
 _HOMES = {
+    "App": "_sync",
+    "AsyncApp": "runner",
     "AsyncCommandHandle": "pool",
     "AsyncNullSandboxPool": "pool",
     "AsyncSafeFS": "safefs",
@@ -48,6 +53,7 @@ _HOMES = {
     "AsyncSession": "pool",
     "CommandHandle": "_sync",
     "CommandResult": "_types",
+    "Edit": "fragment",
     "Endpoint": "_types",
     "Event": "events",
     "Execution": "_types",

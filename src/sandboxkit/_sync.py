@@ -8,6 +8,7 @@ Every call is carried out by the portal's event loop while the calling thread wa
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self, TypeVar, overload
 
@@ -38,6 +39,8 @@ from sandboxkit.pool._pool import AsyncNullSandboxPool, AsyncSandboxPool
 from sandboxkit.pool._session import AsyncSession
 from sandboxkit.pool._stats import PoolStats
 from sandboxkit.provider._base import OnOutput, OnResult, Provider
+from sandboxkit.runner import with_app, with_apps
+from sandboxkit.runner._app import AsyncApp
 from sandboxkit.safefs._safefs import DEFAULT_MAX_BYTES, AnyPath, AsyncSafeFS
 from sandboxkit.safefs._tree import DEFAULT_EXCLUDES
 
@@ -293,6 +296,66 @@ class CommandHandle:
         return repr(self._async).replace("<AsyncCommandHandle", "<CommandHandle", 1)
 
 
+class App:
+    """An app that answers, made by `session.run()` of a fragment whose template serves one.
+
+    It runs until it is stopped, or its sandbox ends; it does not prolong the sandbox's life, uses of the session
+    do.
+    """
+
+    def __init__(self, portal: _portal.Portal, wrapped: AsyncApp) -> None:
+        self._portal = portal
+        self._async = wrapped
+
+    @property
+    def url(self) -> str:
+        """Where programs on this machine find it; on E2B also everybody else."""
+        return self._async.url
+
+    @property
+    def browser_url(self) -> str:
+        """Where a browser finds it: under a name of the sandbox's own."""
+        return self._async.browser_url
+
+    @property
+    def port(self) -> int:
+        """Its port inside the sandbox."""
+        return self._async.port
+
+    def log(self, *, max_bytes: int = 65536) -> str:
+        """Return the end of what it has written to its output, as text; empty where there is no log.
+
+        Args:
+            max_bytes: how much of it, at most 128 KiB.
+
+        Raises:
+            ConfigurationError: `max_bytes` is not positive.
+            SandboxLost, PoolError: the sandbox is gone, or the session was closed.
+        """
+        value: str = self._portal.call(self._async.log, max_bytes=max_bytes)
+        return value
+
+    def stop(self) -> None:
+        """End it. The sandbox stays; a second time does nothing.
+
+        Raises:
+            SandboxLost, PoolError: the sandbox is gone, or the session was closed.
+        """
+        self._portal.call(self._async.stop)
+
+    def restart(self) -> None:
+        """End it, start it anew with the template's command, and wait until it answers.
+
+        Raises:
+            AppStartFailed, AppNotReady: it did not come up again.
+            SandboxLost, PoolError: the sandbox is gone, or the session was closed.
+        """
+        self._portal.call(self._async.restart)
+
+    def __repr__(self) -> str:
+        return repr(self._async).replace("<AsyncApp", "<App", 1)
+
+
 class Session:
     """A hold on the sandbox of one session. Made by `pool.session()`, never directly.
 
@@ -489,34 +552,50 @@ class Session:
         )
         return CommandHandle(self._portal, value) if isinstance(value, AsyncCommandHandle) else value
 
-    def run(self, fragment: Fragment, *, on_event: EventHandler | None = None) -> FragmentResult:
-        """Carry a fragment out: write its files, then run it.
+    def run(
+        self, fragment: Fragment, *, on_event: EventHandler | None = None, allow_install_command: bool = False
+    ) -> FragmentResult[App]:
+        """Carry a fragment out: write its files, install what it needs, then run it, or see its app answer.
+
+        An app that runs already, also by the template's own start command, is not started again: its server loads what
+        changed. Files that are as they are to be are not written again, and nothing is installed twice. If the run
+        fails, an app that it has started is stopped.
 
         Args:
             fragment: what to carry out; its template has to be the session's.
             on_event: is told the fragment's events, besides the pool's own listener; a plain function, as the pool's.
+            allow_install_command: run the fragment's `install_command`, a shell line that its author chose.
 
         Raises:
             ConfigurationError: `on_event` is an async function, or none at all.
             SessionConflict: the fragment is for another template than the session's.
             TemplateNotFound: its template is not registered.
-            FragmentError, DependencyError, UnsupportedOption: it cannot be carried out; nothing was run.
+            FragmentError: it does not fit its template, and nothing was written; or an edit cannot be made.
+            DependencyError: what it needs could not be installed within `TimeoutPolicy.install`, or is missing.
+            AppStartFailed: its app ended before it answered, or its code cannot be read.
+            AppNotReady: its app did not answer within `TimeoutPolicy.ready`, or with errors only.
             SafeFSError: a file could not be written.
             CodeTimeout, OutputTooLarge, KernelDied, SandboxLost: as in `run_code`.
         """
         call = _portal.Call[Any](self._portal)
-        value: FragmentResult = call(self._async.run, fragment, on_event=call.tell(on_event))
-        return value
+        return with_app(
+            call(self._async.run, fragment, on_event=call.tell(on_event), allow_install_command=allow_install_command),
+            partial(App, self._portal),
+        )
 
-    def stream(self, fragment: Fragment) -> Generator[Event, None, None]:
+    def stream(self, fragment: Fragment, *, allow_install_command: bool = False) -> Generator[Event, None, None]:
         """Carry a fragment out, yielding its events; the last one has the `FragmentResult` as `data["result"]`.
 
-        Leaving the loop early ends the run between two steps.
+        Besides, an installation's output comes as it is written: `fragment.log` with `text`. Leaving the loop early
+        ends the run between two steps, and an installation at once.
 
         Raises:
             The same as `run`.
         """
-        return _portal.Call[Any](self._portal).iterate(lambda: self._async.stream(fragment))
+        events = _portal.Call[Any](self._portal).iterate(
+            lambda: self._async.stream(fragment, allow_install_command=allow_install_command)
+        )
+        return with_apps(events, partial(App, self._portal))
 
     def tree(self) -> FileNode:
         """The files beneath `/home/user`, as `files.tree()` gives them.
@@ -931,5 +1010,5 @@ class NullSandboxPool(SandboxPool):
     _kind = AsyncNullSandboxPool
 
 
-for _public in (SafeFS, CommandHandle, Session, SandboxPool, NullSandboxPool):
+for _public in (SafeFS, CommandHandle, App, Session, SandboxPool, NullSandboxPool):
     _public.__module__ = "sandboxkit"

@@ -244,22 +244,30 @@ class FragmentError(SandboxkitError, ValueError):
 
 
 class DependencyError(FragmentError):
-    """The fragment's dependencies could not be installed. `dependencies` lists them."""
+    """The fragment's dependencies are not there, or could not be installed. `dependencies` lists them, `log_tail` holds
+    the last lines of what the installer said."""
 
     code = "dependency_error"
     dependencies: tuple[str, ...] = ()
+    log_tail: str = ""
 
 
 class AppStartFailed(FragmentError):
-    """The app's process ended before it answered. `log_tail` holds the last lines of its log."""
+    """The app's process ended before it answered, or its code cannot be loaded. `log_tail` holds the last lines of its
+    log."""
 
     code = "app_start_failed"
+    log_tail: str = ""
 
 
 class AppNotReady(FragmentError, TimeoutError):
-    """The app did not answer in time. `log_tail` holds the last lines of its log."""
+    """The app did not answer in time, or only with errors (`status`). `log_tail` holds the last lines of its log,
+    `listening` what its sandbox listens on instead."""
 
     code = "app_not_ready"
+    log_tail: str = ""
+    status: int | None = None
+    listening: tuple[str, ...] = ()
 
 
 # -- running ------------------------------------------------------------------------------------------------------

@@ -16,8 +16,9 @@ Names, in the order of a sandbox's life (the data that each carries is in bracke
     fragment.step [step, detail]  fragment.finished [duration, error]
     path.refused [path, code]
 
-No event carries code, output, environment values or keys. One exception: the last event that `session.stream()`
-yields to its caller, and to nobody else, has the `FragmentResult` as `result`.
+No event carries code, output, environment values or keys. Two exceptions, which `session.stream()` yields to its
+caller and to nobody else: `fragment.log [step, text]` is what an installer says, and the last event has the
+`FragmentResult` as `result`.
 """
 
 from __future__ import annotations

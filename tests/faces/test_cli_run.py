@@ -233,3 +233,83 @@ def test_watch_sees_a_process_that_lost_its_parent() -> None:
     assert watch.left(patience=0) == (grandchild,)
     os.close(write)
     assert watch.left() == ()
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_a_fragment_runs_as_its_code(tmp_path: Path) -> None:
+    """A fragment for the interpreter: its steps on standard error, its output and its last value on standard output,
+    and exit code 1 where it raises."""
+    fragment = {"template": "code-interpreter-v1", "code": "print('hi')\n6 * 7"}
+    (tmp_path / "f.json").write_text(json.dumps(fragment))
+    done = subprocess.run([*RUN, "f.json"], cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False)
+    assert (done.returncode, done.stdout) == (0, "hi\n42\n")
+    assert "write" in done.stderr
+    assert "/home/user/script.py" in done.stderr
+    (tmp_path / "f.json").write_text(json.dumps(fragment | {"code": "1 / 0"}))
+    done = subprocess.run([*RUN, "f.json"], cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+    done = subprocess.run(
+        [*RUN, "f.json", "arg"], cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == 125
+    assert "ARGS" in done.stderr
+
+
+APP = """
+import sys
+from sandboxkit import Template
+Template("base", file="app.py", port=8123, start="python3 -u app.py").register()
+from sandboxkit.cli import main
+main(["run", "fragment.json", "--endpoint", "local", *sys.argv[1:]])
+"""
+SERVER = """
+import http.server, sys
+class Handler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        print('asked', self.path, flush=True)
+print('serving', flush=True)
+http.server.ThreadingHTTPServer(('', 8123), Handler).serve_forever()
+"""
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_an_app_prints_its_url_and_its_log_and_stops(tmp_path: Path) -> None:
+    """The URL is what standard output has; the log follows; Ctrl-C ends with 130, and nothing is left."""
+    (tmp_path / "fragment.json").write_text(json.dumps({"template": "base", "code": SERVER}))
+    watch = Watch()
+    with subprocess.Popen(
+        [sys.executable, "-c", APP], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        url = process.stdout.readline().strip()
+        assert url.startswith("http://8123-")
+        assert ".localhost:" in url
+        seen: list[str] = []
+        while not any(line.startswith("asked /") for line in seen):
+            seen.append(process.stderr.readline())
+            assert seen[-1], seen
+        assert watch.look() > 2
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=30)
+    assert (output, process.returncode) == ("", 130)
+    assert "Traceback" not in errors
+    assert any("http://127.0.0.1:" in line for line in seen)
+    assert watch.left() == ()
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_an_app_that_does_not_start_says_why(tmp_path: Path) -> None:
+    """Exit code 125 with the log's end and one line that says what happened."""
+    code = "print('on its way', flush=True)\nraise ValueError('no good')"
+    (tmp_path / "fragment.json").write_text(json.dumps({"template": "base", "code": code}))
+    done = subprocess.run(
+        [sys.executable, "-c", APP], cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "on its way" in done.stderr
+    assert "no good" in done.stderr.splitlines()[-1]

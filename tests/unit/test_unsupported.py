@@ -9,7 +9,6 @@ import pytest
 
 from sandboxkit._types import NetworkPolicy
 from sandboxkit.errors import UnsupportedOption
-from sandboxkit.fragment import Fragment
 from sandboxkit.pool import AsyncSandboxPool, AsyncSession
 from sandboxkit.safefs import AsyncSafeFS
 from sandboxkit.template import Template
@@ -73,18 +72,3 @@ def test_safefs_refuses_levels_that_it_does_not_have(level: Any) -> None:
     with pytest.raises(UnsupportedOption) as caught:
         AsyncSafeFS(object(), level=level)
     assert caught.value.option == "level"
-
-
-@pytest.mark.anyio
-async def test_a_fragment_for_an_app_is_refused() -> None:
-    """A fragment whose template serves an app cannot be carried out yet; nothing is written."""
-    template = Template("h8-app", file="app.py", port=8501, start="run app.py").register()
-    fake = FakeProvider(templates=("h8-app",))
-    async with (
-        AsyncSandboxPool(endpoint=fake, template=template.id) as pool,
-        pool.session("a") as session,
-    ):
-        with pytest.raises(UnsupportedOption) as caught:
-            await session.run(Fragment(template="h8-app", code="1"))
-        assert caught.value.option == "template"
-        assert await session.files.list() == []

@@ -12,6 +12,7 @@ from sandboxkit.pool._emit import Teller
 from sandboxkit.pool._journal import Journal
 from sandboxkit.pool._moves import KillReason, Spec
 from sandboxkit.provider._base import ProviderSandbox
+from sandboxkit.runner import Workshop
 
 _SAYS: dict[str, str] = {
     "released": "was an anonymous session's, which has been closed",
@@ -44,6 +45,8 @@ class Core:
     made_at: float
     """On the loop's clock: at the latest then, it did not live yet."""
     journal: Journal
+    workshop: Workshop = field(default_factory=Workshop)
+    """What fragments have left here, for those that follow."""
     lock: anyio.Lock = field(default_factory=anyio.Lock)
     """Held while its life is prolonged, so that concurrent uses ask once."""
     preparing: anyio.Lock = field(default_factory=anyio.Lock)

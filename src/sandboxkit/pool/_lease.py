@@ -296,6 +296,10 @@ class LeasedSandbox:
         self._lease.check()
         return await self._lease.core.sandbox.is_running()
 
+    async def http_status(self, port: int, path: str = "/", *, timeout: float = 10.0) -> int | None:
+        async with self._lease.use(timeout) as sandbox:
+            return await sandbox.http_status(port, path, timeout=timeout)
+
     async def pause(self) -> None:
         self._lease.check()
         await self._lease.shell.life.pause(self._lease.core)

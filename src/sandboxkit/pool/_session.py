@@ -25,7 +25,7 @@ from sandboxkit.pool._command import AsyncCommandHandle, command_line
 from sandboxkit.pool._lease import Lease, LeasedSandbox
 from sandboxkit.pool._options import a_port, callback, code_text, count, environment, pairs, seconds, text
 from sandboxkit.provider._base import OnOutput, OnResult
-from sandboxkit.runner import carry_out
+from sandboxkit.runner import AsyncApp, Bench, carry_out
 from sandboxkit.runner import stream as stream_fragment
 from sandboxkit.safefs import AsyncSafeFS
 from sandboxkit.template import Template
@@ -273,46 +273,43 @@ class AsyncSession:
         finally:
             tell("command.finished", duration=anyio.current_time() - started_at, exit_code=exit_code, error=error)
 
-    async def run(self, fragment: Fragment, *, on_event: EventHandler | None = None) -> FragmentResult:
-        """Carry a fragment out: write its files, then run it.
+    async def run(
+        self, fragment: Fragment, *, on_event: EventHandler | None = None, allow_install_command: bool = False
+    ) -> FragmentResult[AsyncApp]:
+        """Carry a fragment out: write its files, install what it needs, then run it, or see its app answer.
+
+        An app that runs already, also by the template's own start command, is not started again: its server loads what
+        changed. Files that are as they are to be are not written again, and nothing is installed twice. If the run
+        fails, an app that it has started is stopped.
 
         Args:
             fragment: what to carry out; its template has to be the session's.
             on_event: is told the fragment's events, besides the pool's own listener; a plain function, as the pool's.
+            allow_install_command: run the fragment's `install_command`, a shell line that its author chose.
 
         Raises:
             ConfigurationError: `on_event` is an async function, or none at all.
             SessionConflict: the fragment is for another template than the session's.
             TemplateNotFound: its template is not registered.
-            FragmentError, DependencyError, UnsupportedOption: it cannot be carried out; nothing was run.
+            FragmentError: it does not fit its template, and nothing was written; or an edit cannot be made.
+            DependencyError: what it needs could not be installed within `TimeoutPolicy.install`, or is missing.
+            AppStartFailed: its app ended before it answered, or its code cannot be read.
+            AppNotReady: its app did not answer within `TimeoutPolicy.ready`, or with errors only.
             SafeFSError: a file could not be written.
             CodeTimeout, OutputTooLarge, KernelDied, SandboxLost: as in `run_code`.
         """
-        return await carry_out(
-            fragment,
-            template=self._template_of(fragment),
-            sandbox=self._sandbox,
-            files=self._files,
-            timeouts=self._lease.shell.options.timeouts,
-            emit=self._lease.core.tell.about(listener(on_event)),
-        )
+        return await carry_out(fragment, self._bench(fragment, listener(on_event), allow_install_command))
 
-    async def stream(self, fragment: Fragment) -> AsyncGenerator[Event, None]:
+    async def stream(self, fragment: Fragment, *, allow_install_command: bool = False) -> AsyncGenerator[Event, None]:
         """Carry a fragment out, yielding its events; the last one has the `FragmentResult` as `data["result"]`.
 
-        Leaving the loop early ends the run between two steps.
+        Besides, an installation's output comes as it is written: `fragment.log` with `text`. Leaving the loop early
+        ends the run between two steps, and an installation at once.
 
         Raises:
             The same as `run`.
         """
-        events = stream_fragment(
-            fragment,
-            template=self._template_of(fragment),
-            sandbox=self._sandbox,
-            files=self._files,
-            timeouts=self._lease.shell.options.timeouts,
-            emit=self._lease.core.tell,
-        )
+        events = stream_fragment(fragment, self._bench(fragment, None, allow_install_command))
         async with aclosing(events):
             async for event in events:
                 yield event
@@ -438,6 +435,19 @@ class AsyncSession:
 
     def _tell_refused(self, error: PathError) -> None:
         self._lease.core.tell("path.refused", path=ascii(getattr(error, "path", None)), code=error.code)
+
+    def _bench(self, fragment: Fragment, on_event: EventHandler | None, allow_install_command: bool) -> Bench:
+        options, core = self._lease.shell.options, self._lease.core
+        return Bench(
+            template=self._template_of(fragment),
+            sandbox=self._sandbox,
+            files=self._files,
+            timeouts=options.timeouts,
+            emit=core.tell.about(on_event),
+            workshop=core.workshop,
+            has_index=options.network != "deny",
+            allow_install_command=allow_install_command,
+        )
 
     def _template_of(self, fragment: Fragment) -> Template:
         if not isinstance(fragment, Fragment):

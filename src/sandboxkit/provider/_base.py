@@ -191,6 +191,11 @@ class ProviderSandbox(Protocol):
         not resolve for programs: the engine then opens a loopback port. No promise that something answers.
         SandboxNotFound if the sandbox is gone and that had to be asked."""
 
+    async def http_status(self, port: int, path: str = "/", *, timeout: float = 10.0) -> int | None:
+        """Ask what listens on a port, by HTTP GET: the status of its answer, after redirects to itself (others are not
+        followed: they are its own business). None where nobody listens, or no answer came within `timeout` seconds, or
+        none that can be understood. SandboxNotFound if the sandbox is gone."""
+
     async def kill(self) -> bool:
         """Kill it. False if it was gone already, which is no error."""
 

@@ -46,6 +46,8 @@ class FakeSandbox:
         self._running: dict[anyio.CancelScope, tuple[int, object]] = {}
         self._pids = 100
         self.is_paused = False
+        self.answers: dict[int, int] = {}
+        """What listens here: port, and the status that it answers with. A test says so."""
         self.tree = Tree(capacity=provider.disk)
         self._python = FakePython(self.tree, request.envs)
         self._files = FakeFiles(self.tree, self._gate)
@@ -101,6 +103,11 @@ class FakeSandbox:
         )
 
     # -- running ---------------------------------------------------------------------------------------------------
+
+    async def http_status(self, port: int, path: str = "/", *, timeout: float = 10.0) -> int | None:
+        async with self._provider.faults("is_running"):
+            self._check(expired_is_not_found=True)
+            return self.answers.get(port)
 
     async def run_code(
         self,

@@ -27,6 +27,7 @@ from sandboxkit.provider._e2b._commands import START_LIMIT, E2BCommand, Listener
 from sandboxkit.provider._e2b._files import E2BFiles
 from sandboxkit.provider._e2b._loopback import is_on_the_engine, loopback_url
 from sandboxkit.provider._e2b._own_engine import CallOnOwnEngine
+from sandboxkit.provider._e2b._probe import status_of
 from sandboxkit.provider._e2b._request import cross, one_request
 from sandboxkit.provider._output import OutputKeeper, result_size
 
@@ -171,6 +172,13 @@ class E2BSandbox:
     def browser_url(self, port: int) -> str:
         served = self._raw.connection_config.get_sandbox_url(self.sandbox_id, self._raw.sandbox_domain)
         return f"{served.partition('://')[0]}://{self.host(port)}"
+
+    async def http_status(self, port: int, path: str = "/", *, timeout: float = 10.0) -> int | None:
+        url = f"{await self.url(port)}/{path.removeprefix('/')}"
+        token = self._raw.traffic_access_token
+        headers = {} if token is None else {"e2b-traffic-access-token": token}
+        status: int | None = await self._way()(status_of, url, headers, timeout, self.sandbox_id)
+        return status
 
     async def kill(self) -> bool:
         try:

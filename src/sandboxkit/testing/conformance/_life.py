@@ -101,9 +101,11 @@ async def ports_have_urls(provider: Provider, *, template: str = CODE_INTERPRETE
         url = await sandbox.url(3000)
         must(url in schemes or url.startswith("http://127.0.0.1:"), "url() is the name's, or a loopback port's.")
         must(await sandbox.url(3000) == url, "url() stays the same.")
+        must(await sandbox.http_status(3000) is None, "Where nobody listens there is no status.")
         await sandbox.kill()
         must(sandbox.host(3000).startswith(f"3000-{sandbox.sandbox_id}."), "host() names port and sandbox.")
         must(sandbox.browser_url(3000) in schemes, "browser_url() is host() with the endpoint's scheme.")
+        await raises(SandboxNotFound, lambda: sandbox.http_status(3000), "A sandbox that is gone has no status.")
         if url not in schemes:
             await raises(SandboxNotFound, lambda: sandbox.url(3000), "A port of a sandbox that is gone is not opened.")
 
