@@ -11,24 +11,22 @@ import anyio
 
 from sandboxkit._types import CommandResult, Execution, FileNode, Loss, SessionRef
 from sandboxkit.errors import (
-    ConfigurationError,
     PathError,
     ProviderUnavailable,
     SandboxLost,
     SessionBusy,
-    SessionConflict,
     UnsupportedOption,
 )
 from sandboxkit.events import Event, EventHandler, listener, name_of
 from sandboxkit.fragment import Fragment, FragmentResult
 from sandboxkit.pool._command import AsyncCommandHandle, command_line
+from sandboxkit.pool._fragments import bench
 from sandboxkit.pool._lease import Lease, LeasedSandbox
 from sandboxkit.pool._options import a_port, callback, code_text, count, environment, pairs, seconds, text
 from sandboxkit.provider._base import OnOutput, OnResult
 from sandboxkit.runner import AsyncApp, Bench, carry_out
 from sandboxkit.runner import stream as stream_fragment
 from sandboxkit.safefs import AsyncSafeFS
-from sandboxkit.template import Template
 
 KILL_WAIT = 15.0
 """Seconds that `kill()`, and the end of an anonymous session, wait for the confirmation."""
@@ -436,30 +434,15 @@ class AsyncSession:
     def _tell_refused(self, error: PathError) -> None:
         self._lease.core.tell("path.refused", path=ascii(getattr(error, "path", None)), code=error.code)
 
-    def _bench(self, fragment: Fragment, on_event: EventHandler | None, allow_install_command: bool) -> Bench:
-        options, core = self._lease.shell.options, self._lease.core
-        return Bench(
-            template=self._template_of(fragment),
+    def _bench(self, fragment: Fragment, on_event: EventHandler | None, allowed: bool) -> Bench:
+        return bench(
+            self._lease,
+            fragment,
             sandbox=self._sandbox,
             files=self._files,
-            timeouts=options.timeouts,
-            emit=core.tell.about(on_event),
-            workshop=core.workshop,
-            has_index=options.network != "deny",
-            allow_install_command=allow_install_command,
+            on_event=on_event,
+            allow_install_command=allowed,
         )
-
-    def _template_of(self, fragment: Fragment) -> Template:
-        if not isinstance(fragment, Fragment):
-            raise ConfigurationError(f"{type(fragment).__name__} is no Fragment; use Fragment.model_validate(...).")
-        self._lease.check_usable()
-        if fragment.template != self.template:
-            raise SessionConflict(
-                f"The fragment is for template {fragment.template!r}, and session {self.key!r} lives in a sandbox of "
-                f"{self.template!r}. Open a session with template={fragment.template!r}.",
-                sandbox_id=self.sandbox_id,
-            )
-        return Template.get(fragment.template)
 
 
 AsyncSession.__module__ = "sandboxkit"
