@@ -78,7 +78,7 @@ class GvisorIsolation:
                     await box.kill()
                     return
         cure = (
-            f"`{self._runsc} --rootless --network=none do true`, run by an ordinary user, shows whether it works at all; "
+            f"`{self._runsc} --rootless --network=none do true`, run by an ordinary user, shows whether it works; "
             "SANDBOXKIT_RUNSC names another one, and `isolation` at `auto` means bubblewrap."
         )
         raise IsolationUnavailable(f"{self._runsc} boots no sandbox here. {' '.join(said)} {cure}", remedy=cure)
