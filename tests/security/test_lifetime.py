@@ -114,7 +114,8 @@ async def lose_agent(isolation: Any) -> Any:
 
     box = await isolation.create(small("one"))
     with contextlib.suppress(AgentLost):  # it may die before it has answered
-        await box.agent.spawn(["sh", "-c", "kill -9 2"], envs=ENVIRONMENT, cwd=HOME, fds={})
+        agent = 1 if isolation.name == "gvisor" else 2
+        await box.agent.spawn(["sh", "-c", f"kill -9 {agent}"], envs=ENVIRONMENT, cwd=HOME, fds={})
     end = await box.ended
     return end.reason
 

@@ -149,7 +149,7 @@ def test_no_network(box_runner: Any) -> None:
     assert links == ["lo"]
     assert answers["tcp"] == 111
     assert answers["abstract"] == 111
-    assert answers["outside"] == 101
+    assert answers["outside"] in (101, 113), "ENETUNREACH; EHOSTUNREACH is gVisor's word for it"
     assert answers["six"] in (111, 99, 97)
 
 

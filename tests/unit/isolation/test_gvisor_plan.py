@@ -16,9 +16,6 @@ from sandboxkit.local.isolation._argv import HostRoot
 from sandboxkit.local.isolation._base import Layer, Limits
 from sandboxkit.local.isolation._gvisor import find_runsc
 
-INNER = "/root"
-"""Where gVisor's own root is put together, in the outer box."""
-
 PLAN = _gvisor_plan.GvisorPlan(
     runsc="/usr/bin/runsc",
     platform="ptrace",
@@ -47,9 +44,9 @@ def test_the_outer_box() -> None:
     }  # fmt: skip
     assert words[-6:] == ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
     targets = [words[at + 2] for at, word in enumerate(words) if word == "--ro-bind"]
-    assert all(target == "/runsc" or target.startswith(f"{INNER}/") for target in targets)
+    assert all(target == "/runsc" or target.startswith("/box/") for target in targets)
     with_home = _gvisor_plan.outer_arguments(replace(PLAN, skeleton="/mnt/skeleton"))
-    assert with_home.index(f"{INNER}/opt/sandboxkit/skeleton") > with_home.index(f"{INNER}/opt/sandboxkit")
+    assert with_home.index("/box/opt/sandboxkit/skeleton") > with_home.index("/box/opt/sandboxkit")
 
 
 def test_runsc_gets_no_network_and_no_flag_for_tests() -> None:

@@ -15,7 +15,7 @@ from sandboxkit.local.isolation._bubblewrap import BOX_ID, BubblewrapIsolation
 from sandboxkit.local.isolation._gvisor_box import GvisorBox
 from sandboxkit.local.isolation._gvisor_plan import PLATFORMS, GvisorPlan
 from sandboxkit.local.isolation._namespace import EngineNamespace
-from sandboxkit.local.isolation._remedies import MISSING_BWRAP, MISSING_RUNSC, host_facts, remedy
+from sandboxkit.local.isolation._remedies import MISSING_BWRAP, MISSING_RUNSC
 from sandboxkit.local.isolation._watchdog import Watchdog
 
 VARIABLE = "SANDBOXKIT_RUNSC"
@@ -77,7 +77,10 @@ class GvisorIsolation:
                 else:
                     await box.kill()
                     return
-        cure = f"{remedy(host_facts())} Or use bubblewrap: leave `isolation` at `auto`."
+        cure = (
+            f"`{self._runsc} --rootless --network=none do true`, run by an ordinary user, shows whether it works; "
+            "SANDBOXKIT_RUNSC names another one, and `isolation` at `auto` means bubblewrap."
+        )
         raise IsolationUnavailable(f"{self._runsc} boots no sandbox here. {' '.join(said)} {cure}", remedy=cure)
 
     async def create(self, spec: BoxSpec) -> GvisorBox:

@@ -4,7 +4,7 @@ The box is two boxes, one in the other. The outer one, of bubblewrap, holds runs
 no files but runsc, its bundle and the root below, and nobody's rights. The inner one is gVisor's: a kernel in user
 space, which the sandbox's programs see as theirs.
 
-    /runsc            the program                     /root             the inner root, put together read-only
+    /runsc            the program                     /box              the inner root, put together read-only
     /bundle           config.json, what runsc runs    /state, /tmp      runsc's own notes, in memory
 
 The inner home, /tmp and /dev/shm are file systems of gVisor's, each with a size: files there are the sandbox's alone,
@@ -20,7 +20,7 @@ from sandboxkit.local.isolation._argv import AGENT, HOSTNAME, HostRoot
 from sandboxkit.local.isolation._base import BASE_PATH, HOME, PREFIX, UID, Layer, LimitInForce, Limits
 from sandboxkit.local.isolation._limits import Cgroup, report
 
-ROOT = "/root"
+ROOT = "/box"
 SKELETON = f"{PREFIX}/skeleton"
 PLATFORMS = ("systrap", "ptrace")
 """In the order in which they are tried. Versions before 2023 have no systrap; kvm is left out, since a machine may open
