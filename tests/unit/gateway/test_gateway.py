@@ -88,6 +88,13 @@ def test_signed_urls_are_found_by_their_signature(shared_hollow: Any) -> None:
     assert (answer.status_code, answer.json()["code"]) == (401, 401)
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_unsigned_urls_say_what_they_lack(shared_hollow: Any, method: str) -> None:
+    """An upload or download URL without its signature is a 401 in envd's words, not a path that does not exist."""
+    answer = shared_hollow.client.request(method, "/files?path=x")
+    assert (answer.status_code, answer.json()["message"]) == (401, "missing signature query parameter")
+
+
 def test_a_lost_agent_is_a_lost_sandbox(hollow: Any) -> None:
     """When a service finds its agent gone before it answered, the client sees `not found`, and the box is killed."""
     sandbox = hollow.create()

@@ -9,7 +9,7 @@ Rules, in this order:
 3. A Host of the form `<port>-<sandbox>.<domain>` means that sandbox. Its headers cannot change that, since a page
    that the sandbox serves runs under this very name.
 4. Else the headers `E2b-Sandbox-Id` and `E2b-Sandbox-Port` name the sandbox.
-5. Else `/files` with a signature means the sandbox whose signature it is.
+5. Else `/files` means the sandbox whose signature the query carries; without a signature it is refused, as envd does.
 6. Else the control plane is meant.
 
 A loopback port that belongs to one port of one sandbox (`route_loopback`) has rules of its own: it is for programs on
@@ -97,8 +97,8 @@ def route(
             return _to_sandbox(meant["id"], meant["port"], "named")
     if "e2b-sandbox-id" in headers:
         return _to_sandbox(headers["e2b-sandbox-id"], headers.get("e2b-sandbox-port", str(ENVD_PORT)), "headers")
-    if path == "/files" and signed:
-        return ToSignature()
+    if path == "/files":
+        return ToSignature() if signed else Denied(401, "missing signature query parameter", "unauthorized")
     return ToControl()
 
 
