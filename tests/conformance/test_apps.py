@@ -74,7 +74,7 @@ def pool(engine: Endpoint) -> Iterator[SandboxPool]:
     from sandboxkit.template import _registered
 
     register().register()
-    limits = TimeoutPolicy(ready=8, install=20)
+    limits = TimeoutPolicy(ready=6, install=20)
     with SandboxPool(endpoint=engine, template="base", timeouts=limits) as pool:
         yield pool
     del _registered()["base"]
@@ -219,7 +219,13 @@ BROKEN: dict[str, tuple[Broken, type[Exception], str, str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", BROKEN)
+SLOW = {"a server that raises", "another address", "it answers 500", "no answer to http"}
+"""Kinds that wait for a limit, or that another kind stands for: they run in the full tier."""
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.full] if kind in SLOW else []) for kind in BROKEN]
+)
 def test_a_broken_fragment_says_what_is_wrong_and_leaves_nothing(session: Session, kind: str) -> None:
     """Each kind has its error, with the log's tail; no process of it is left, and the session goes on."""
     make, error, says, logged = BROKEN[kind]

@@ -17,6 +17,8 @@ PACE = 0.1
 """Seconds between two questions whether it answers."""
 ANSWER_WITHIN = 20.0
 """Seconds that one answer may take; development servers compile before their first one."""
+ERRORS_FOR = 10.0
+"""Seconds after which an app that answers with errors alone is not waited for any longer."""
 LOOK_EVERY = 1.0
 """Seconds between two looks whether its processes are there."""
 CLEAN_UP = 15.0
@@ -49,15 +51,20 @@ async def wait(site: Site) -> None:
 
     Raises:
         AppStartFailed: its process ended.
-        AppNotReady: it did not answer so within `TimeoutPolicy.ready`.
+        AppNotReady: it did not answer so within `TimeoutPolicy.ready`, or with errors alone for ERRORS_FOR.
     """
     deadline = anyio.current_time() + site.timeouts.ready
     looked_at, misses = anyio.current_time() - LOOK_EVERY, 0
     status: int | None = None
+    errors_since: float | None = None
     while (left := deadline - anyio.current_time()) > 0:
         status = await site.sandbox.http_status(site.port, site.path, timeout=min(left, ANSWER_WITHIN))
         if status is not None and status < 500:
             return
+        now = anyio.current_time()
+        errors_since = None if status is None else errors_since or now
+        if errors_since is not None and now - errors_since > ERRORS_FOR:
+            break
         if status is None and anyio.current_time() - looked_at >= LOOK_EVERY:
             looked_at = anyio.current_time()
             code = await _exit_code(site)
@@ -92,10 +99,13 @@ async def _ended(site: Site, code: int | None) -> AppStartFailed:
 async def _silent(site: Site, status: int | None) -> AppNotReady:
     log = await inside.tail(site.sandbox, inside.APP_LOG)
     found = await inside.listening(site.sandbox)
-    where = f" Its last answer had the status {status}." if status is not None else elsewhere(site.port, found)
+    limit = f"within {site.timeouts.ready:g} s (TimeoutPolicy.ready)"
+    if status is None:
+        said = f"The app gave no answer on port {site.port} {limit}.{elsewhere(site.port, found)}"
+    else:
+        said = f"The app answers on port {site.port}, with the status {status} and nothing better."
     return AppNotReady(
-        f"The app gave no good answer on port {site.port} within {site.timeouts.ready:g} s (TimeoutPolicy.ready)."
-        f"{where}",
+        said,
         sandbox_id=site.sandbox.sandbox_id,
         status=status,
         listening=tuple(map(str, found)),
