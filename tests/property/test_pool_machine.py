@@ -304,7 +304,8 @@ class PoolMachine(RuleBasedStateMachine):
     def detach(self, data: st.DataObject) -> None:
         """As the shell does it: one holder, who has it and gives it away."""
         for slot in sorted(self.alive):
-            if slot not in self.killing and len(self.holders(slot)) == 1 and len(self.policy.slots[slot].tickets) == 1:
+            known = self.policy.slots[slot]
+            if known.state == "live" and len(self.holders(slot)) == 1 == len(known.tickets):
                 del self.alive[slot]
                 self.let_go += 1
                 self.do(Detach(slot))
