@@ -134,8 +134,8 @@ class Matching:
             if slot is not None:
                 self._take(ticket, slot)
             elif not self._has_place(ticket.spec.template):
-                full = len(self.slots) >= self.max_live
-                wanting[ticket.id if ticket.key is None else ticket.key] = None if full else ticket.spec.template
+                capped = self._template_room(ticket.spec.template) <= 0
+                wanting[ticket.id if ticket.key is None else ticket.key] = ticket.spec.template if capped else None
             elif ticket.adopt is not None or self._pace.allows(self._creating(), now):
                 self._attach(ticket, self._reserve(ticket, now))
             else:
