@@ -105,16 +105,26 @@ class Matching:
         self._pace_alarm = None
         if self.closing:
             return
-        # One sandbox serves all waiting tickets of a key. By the template whose cap it is that they wait for, or None.
+        wanting = self._serve(now)
+        while wanting is None:
+            wanting = self._serve(now)
+        self._make_room(wanting)
+        self._fill(now)
+
+    def _serve(self, now: float) -> dict[object, str | None] | None:
+        """Go through the queue once: who stays in it, by the template whose cap they wait for (None: the whole pool's).
+        One sandbox serves all waiting tickets of a key.
+
+        None: somebody was refused or replaced on the way, so that others may have what they held; once more."""
         wanting: dict[object, str | None] = {}
         for ticket in self.queued:
             slot = self._bound_slot(ticket.key)
             if slot is not None and not ticket.is_met_by(slot):
-                if not ticket.replace:
+                if ticket.replace:
+                    self._replace(slot, now)
+                else:
                     self._refuse(ticket, "conflict", slot.id, now=now)
-                    continue
-                self._replace(slot, now)
-                slot = None
+                return None
             if slot is not None:
                 self._attach(ticket, slot)
                 if slot.state == "live":
@@ -124,14 +134,13 @@ class Matching:
             if slot is not None:
                 self._take(ticket, slot)
             elif not self._has_place(ticket.spec.template):
-                full = len(self.slots) >= self.max_live
-                wanting[ticket.id if ticket.key is None else ticket.key] = None if full else ticket.spec.template
+                capped = self._template_room(ticket.spec.template) <= 0
+                wanting[ticket.id if ticket.key is None else ticket.key] = ticket.spec.template if capped else None
             elif ticket.adopt is not None or self._pace.allows(self._creating(), now):
                 self._attach(ticket, self._reserve(ticket, now))
             else:
                 self._wait_for_pace(now)
-        self._make_room(wanting)
-        self._fill(now)
+        return wanting
 
     def _wait_for_pace(self, now: float) -> None:
         if now < self._pace.free_at:  # else it waits for one under way to end
@@ -214,7 +223,8 @@ class Matching:
             ticket = self.tickets.get(ticket_id)
             if ticket is not None and not ticket.holding:
                 self._refuse(ticket, "conflict", slot.id, now=now)
-        if slot.doomed is None and slot.state != "killing" and slot.key is not None:
+        # That may have been the end of its promise to them: it is nobody's again, or let go of.
+        if slot.id in self.slots and slot.doomed is None and slot.key is not None:
             self._doom(slot, "replaced")
 
     def _unbind(self, slot: Slot) -> None:

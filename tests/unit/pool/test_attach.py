@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import subprocess
 import sys
@@ -206,9 +205,9 @@ async def crashed(fake: FakeProvider, *, name: str, process: str | None = None, 
 
 def a_dead_process() -> str:
     """The name of a process of this host that has ended."""
-    code = "from sandboxkit.pool._liveness import this_process\nprint(this_process())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
-    return done.stdout.strip()
+    child = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    child.wait()
+    return f"{this_process().partition(':')[0]}:{child.pid}:5"
 
 
 @BOTH

@@ -11,7 +11,6 @@ from sandboxkit._types import TimeoutPolicy
 from sandboxkit.errors import PoolTimeout, ProviderUnavailable, SandboxLost, SandboxNotFound
 from sandboxkit.events import Event
 from sandboxkit.pool import AsyncSandboxPool
-from sandboxkit.pool._journal import Journal
 from sandboxkit.testing import FakeProvider, Fault
 
 if TYPE_CHECKING:
@@ -207,21 +206,3 @@ def test_recovering_takes_acquire_timeout_at_most(virtual_time: VirtualTime) -> 
                 await session.run_code("1")
 
     virtual_time.run(main)
-
-
-def test_the_journal_keeps_so_many_bytes() -> None:
-    """What does not fit is remembered by name, and told as lost."""
-    journal = Journal(keeps_content=True, most_bytes=10)
-    journal.wrote("/home/user/a", b"12345678")
-    journal.wrote("/home/user/b", b"12345678")
-    assert journal.files == {"/home/user/a": b"12345678"}
-    assert journal.names == ("/home/user/a", "/home/user/b")
-    journal.wrote("/home/user/a", b"1")
-    journal.wrote("/home/user/b", b"12345678")
-    assert set(journal.files) == {"/home/user/a", "/home/user/b"}
-    journal.renamed("/home/user/a", "/home/user/b")
-    assert journal.files == {"/home/user/b": b"1"}
-    journal.removed("/home/user")
-    assert journal.names == ()
-    journal.wrote("/home/user/c", b"1234567890")
-    assert set(journal.files) == {"/home/user/c"}
