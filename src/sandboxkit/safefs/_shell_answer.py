@@ -91,7 +91,6 @@ def _base64(data: bytes) -> str:
 
 def _size_of_lines(size: int) -> int:
     """Characters of the content on standard input: lines of base64, each with its end."""
-    from sandboxkit.safefs._helper import LINE
 
     whole, rest = divmod(size, LINE)
     return whole * (LINE // 3 * 4 + 1) + ((rest + 2) // 3 * 4 + 1 if rest else 0)
