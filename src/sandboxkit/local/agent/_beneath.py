@@ -187,10 +187,11 @@ class Root:
                 made = False
             finally:
                 os.close(parent)
-        try:
-            return self.reach(parts, DIRECTORY), made
-        except FileNotFoundError:
-            raise fail(errno.ENOTDIR) from None
+            try:
+                os.close(self.reach(parts[:end], DIRECTORY))
+            except FileNotFoundError:  # a link that leads nowhere has the name
+                raise fail(errno.ENOTDIR) from None
+        return self.reach(parts, DIRECTORY), made
 
     # -- the walk ------------------------------------------------------------------------------------------------
 

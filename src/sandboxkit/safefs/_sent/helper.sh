@@ -16,6 +16,13 @@ here=$(pwd -P; printf .); here=${here%??}
 [ "$here" = "$root" ] || fail 18
 identity=$(stat -c '%d:%i' .) || fail 5
 
+# lost ERRNO: the path leads nowhere
+lost() {
+    [ "$operation" != exists ] || say ok "$identity" 0
+    [ "$operation" != write ] || [ "$1" != 2 ] || fail 124
+    fail "$1"
+}
+
 # walk PATH: sets `at` (the directory), `name` (the last name, empty for a directory), `seen` (0, or 1 where it is there)
 walk() {
     at=$root todo=$1 links=0 name= seen=1
@@ -25,7 +32,7 @@ walk() {
         [ -n "$part" ] && [ "$part" != . ] || continue
         if [ -n "$name" ]; then
             [ "$seen" = 1 ] || return 0
-            [ -d "$at/$name" ] || fail 20
+            [ -d "$at/$name" ] || lost 20
             at=$at/$name name=
         fi
         if [ "$part" = .. ]; then
@@ -34,7 +41,7 @@ walk() {
             continue
         fi
         if [ -L "$at/$part" ]; then
-            links=$((links + 1)); [ $links -le 40 ] || fail 2
+            links=$((links + 1)); [ $links -le 40 ] || lost 2
             text=$(readlink -n -- "$at/$part"; printf .); text=${text%.}
             case $text in
                 "$root"|"$root"/*) at=$root text=${text#"$root"} ;;
