@@ -33,7 +33,6 @@ PATH_MAX = 4095
 _SHOWN = 200
 _SHORT = NAME_MAX // 4
 """Characters that are certainly no more bytes than a name may have."""
-_DEFAULT_PREFIX = DEFAULT_ROOT + "/"
 
 # C0, DEL and C1 controls; the marks, embeddings, overrides and isolates of the bidirectional algorithm; backslash.
 _STRANGE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\\\\]")
@@ -66,11 +65,11 @@ def _decided(path: Any, root: str) -> str:
     # What most paths are: short printable text (which has no NUL and no surrogate) without "..", whose normal form
     # normpath makes. Anything else, and any refusal, takes the rules one by one; the laws are tested on both ways.
     if type(path) is str and len(path) <= _SHORT and ".." not in path and path.isprintable():
-        prefix = _DEFAULT_PREFIX if root is DEFAULT_ROOT else _prefix_of(root)
+        prefix = _prefix_of(root) if type(root) is str else ""
         if path[:1] != "/":
             if prefix:
-                below = normpath(path)
-                return prefix + below if below != "." else prefix[:-1]
+                short = normpath(path)
+                return prefix + short if short != "." else prefix[:-1]
         elif prefix and path.startswith(prefix):
             return normpath(path)
     base = _root_parts(_text(root))
@@ -167,6 +166,7 @@ def _parts(text: str, path: Any) -> list[str]:
     return parts
 
 
+@lru_cache(maxsize=64)
 def _prefix_of(root: str) -> str:
     """A root in its normal form, with a slash at its end; empty where the rules had better decide."""
     parts = _root_parts(_text(root))
