@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from fsspec import register_implementation
 from fsspec.spec import AbstractFileSystem
 
 from sandboxkit._sync import SafeFS, SandboxPool, Session
@@ -125,6 +126,17 @@ class SandboxFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has
             raise IsADirectory(f"{path!a} is a directory; rm(recursive=True) removes it.", path=path)
         files.remove(below)
 
+    def rm(self, path: str | list[str], recursive: bool = False, maxdepth: int | None = None) -> None:
+        """Remove entries, patterns allowed; with `recursive`, directories with all that is in them."""
+        if maxdepth is not None:
+            raise ConfigurationError("rm(maxdepth=...) is not supported: a directory goes as a whole, or not.")
+        for one in self.expand_path(path):
+            files, below = self._split(one)
+            if recursive:
+                files.remove(below)
+            else:
+                self.rm_file(one)
+
     def rmdir(self, path: str) -> None:
         """Remove a directory that is empty."""
         files, below = self._split(self._strip_protocol(path))
@@ -176,6 +188,9 @@ class SandboxFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has
             "islink": entry.link_target is not None,
             "mode": entry.mode,
         }
+
+
+register_implementation(PROTOCOL, SandboxFileSystem, clobber=True)
 
 
 def _directory(name: str) -> dict[str, Any]:

@@ -285,7 +285,10 @@ class EnforcedFiles:
     async def read(self, path: str, *, start: int, length: int, max_bytes: int | None, version: bytes = b"") -> Piece:
         most = b"" if max_bytes is None else max_bytes
         answer = await self._do("read", path, start, length, most, version, max_answer=length)
-        size, found = number(_at(answer, 0)), _at(answer, 1)
+        try:
+            size, found = number(_at(answer, 0)), _at(answer, 1)
+        except BrokenAnswer as error:
+            raise self._broken(str(error)) from None
         if len(answer.data) > length or len(found) > 200:
             raise self._broken("more than was asked for")
         if max_bytes is not None and size > max_bytes:
