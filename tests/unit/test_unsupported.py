@@ -63,5 +63,3 @@ def test_a_function_refuses_what_it_cannot_do(option: str, call: Callable[[], ob
     with pytest.raises(UnsupportedOption) as caught:
         call()
     assert caught.value.option == option
-
-

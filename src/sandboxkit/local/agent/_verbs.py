@@ -43,7 +43,8 @@ class Verbs:
                 self.agent.send(request, OK, done.value)
 
     def open(self, request: int, args: list[bytes], *, by_number: bool) -> None:
-        """Pass a descriptor, or keep it here under a number: `read` a file, `stage` a new one beside it, or `write` in place."""
+        """Pass a descriptor, or keep it here under a number: `read` a file, `stage` a new one beside it, or `write` in
+        place."""
         how, path, identity, name = args[:4]
         with Root(path, identity, make=how == b"stage") as root:
             if how == b"read":

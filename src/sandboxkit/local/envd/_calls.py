@@ -29,10 +29,9 @@ from sandboxkit.local._sandbox import SandboxSettings
 from sandboxkit.local.agent import _codec as wire
 from sandboxkit.local.envd._access import Signer
 from sandboxkit.local.envd._files import Files
-from sandboxkit.local.envd._http import PIECE, Body, ClientGone, Refused, in_thread
-from sandboxkit.local.envd._upload import write_all
+from sandboxkit.local.envd._http import PIECE, Body, ClientGone, Refused
 from sandboxkit.local.envd._watchers import EventsLost, UnknownWatcher, Watchers
-from sandboxkit.local.isolation._base import Agent, AgentError, AgentLost
+from sandboxkit.local.isolation._base import Agent, AgentError, AgentLost, File
 
 INLINE: Final = 128 * 1024
 """Bytes of content that travel in the agent's own message."""
@@ -121,13 +120,13 @@ class Calls(Files):
             return
         if len(data) != INLINE:
             raise AgentError(errno.ESTALE, os.strerror(errno.ESTALE))
-        fd, fields = await self._whole.open_beneath("read", self._root, root, path.decode("utf-8", "surrogateescape"))
+        file, fields = await self._whole.open_beneath("read", self._root, root, path.decode("utf-8", "surrogateescape"))
         try:
             if fields[2] != found:
                 raise AgentError(errno.ESTALE, os.strerror(errno.ESTALE))
-            await _send_from(send, [b"ok", root, size, found], fd, at, end)
+            await _send_from(send, [b"ok", root, size, found], file, at, end)
         finally:
-            os.close(fd)
+            file.close()
 
     async def _write(self, identity: bytes, path: bytes, content: _Content) -> Sequence[bytes | int]:
         data = await content.small()
@@ -141,7 +140,7 @@ class Calls(Files):
             return await self._whole.beneath("append", self._root, identity, [path, max_bytes, data])
         name = path.decode("utf-8", "surrogateescape")
         try:
-            fd, fields = await self._whole.open_beneath("read", self._root, identity, name)
+            file, fields = await self._whole.open_beneath("read", self._root, identity, name)
         except AgentError as error:
             if error.errno != errno.ENOENT:
                 raise
@@ -150,24 +149,24 @@ class Calls(Files):
             size = _number(fields[1])
             if size > max_bytes:
                 raise AgentError(errno.EFBIG, os.strerror(errno.EFBIG))
-            return await self._staged(fields[0], path, content.after(fd, size))
+            return await self._staged(fields[0], path, content.after(file, size))
         finally:
-            os.close(fd)
+            file.close()
 
     async def _staged(self, identity: bytes, path: bytes, pieces: AsyncIterator[bytes]) -> Sequence[bytes | int]:
         """Write a content that comes bit by bit into a new file beside the old one, which then takes its name."""
         name = path.decode("utf-8", "surrogateescape")
-        fd, fields = await self._whole.open_beneath("stage", self._root, identity, name)
+        file, fields = await self._whole.open_beneath("stage", self._root, identity, name)
         root, part = fields[0], fields[1]
         done = False
         try:
             async for piece in pieces:
-                await in_thread(write_all, fd, piece)
+                await file.write(piece)
             answer = await self._whole.beneath("commit", self._root, root, [path, part])
             done = True
             return answer
         finally:
-            os.close(fd)
+            file.close()
             if not done:
                 with contextlib.suppress(AgentError, AgentLost):
                     await self._whole.beneath("discard", self._root, root, [path, part])
@@ -234,11 +233,11 @@ class _Content:
             piece, self._held = bytes(self._held), bytearray()
             yield piece
 
-    async def after(self, fd: int, size: int) -> AsyncIterator[bytes]:
+    async def after(self, file: File, size: int) -> AsyncIterator[bytes]:
         """The first `size` bytes of an open file, then the content."""
         at = 0
         while at < size:
-            piece = await in_thread(os.pread, fd, min(PIECE, size - at), at)
+            piece = await file.read(min(PIECE, size - at), at)
             if not piece:
                 raise AgentError(errno.ESTALE, os.strerror(errno.ESTALE))
             at += len(piece)
@@ -281,13 +280,13 @@ async def _send(send: Send, fields: Sequence[bytes | int], data: bytes = b"") ->
     await send({"type": "http.response.body", "body": body})
 
 
-async def _send_from(send: Send, fields: Sequence[bytes | int], fd: int, at: int, end: int) -> None:
+async def _send_from(send: Send, fields: Sequence[bytes | int], file: File, at: int, end: int) -> None:
     """Answer with a part of an open file. Where it has become shorter, the answer breaks off."""
     head = _head(fields)
     await _begin(send, len(head) + end - at)
     await send({"type": "http.response.body", "body": head, "more_body": True})
     while at < end:
-        piece = await in_thread(os.pread, fd, min(PIECE, end - at), at)
+        piece = await file.read(min(PIECE, end - at), at)
         if not piece:
             raise ClientGone
         at += len(piece)

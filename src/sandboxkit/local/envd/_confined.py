@@ -34,7 +34,7 @@ from sandboxkit.local.envd._files import Files
 from sandboxkit.local.envd._filesystem_rpc import FilesystemService
 from sandboxkit.local.envd._rpc import Dispatcher
 from sandboxkit.local.envd._watchers import Watchers
-from sandboxkit.local.isolation._base import Agent, AgentError, Entry
+from sandboxkit.local.isolation._base import Agent, AgentError, Entry, File
 from sandboxkit.local.isolation._link import Entries, entries_of
 
 PREFIX: Final = "/confined/"
@@ -157,13 +157,13 @@ class ConfinedAgent:
         self._agent = agent
         self._root = root
 
-    async def open(self, path: str, flags: int, mode: int = 0o644) -> int:
+    async def open_file(self, path: str, flags: int, mode: int = 0o644) -> File:
         how = "read" if flags & os.O_ACCMODE == os.O_RDONLY else "write"
         try:
-            fd, _ = await self._agent.open_beneath(how, self._root, b"", self._path(path), flags, mode)  # type: ignore[arg-type]
+            file, _ = await self._agent.open_beneath(how, self._root, b"", self._path(path), flags, mode)  # type: ignore[arg-type]
         except AgentError as error:
             raise _told(error, path) from None
-        return fd
+        return file
 
     async def stat(self, path: str) -> Entry:
         return entries_of(await self._do("stat", path))[0]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from sandboxkit.local.isolation._base import Entry
+from sandboxkit.local.isolation._base import Entry, File
 
 
 class FileAgent(Protocol):
     """The file verbs of `isolation._base.Agent`, as they are told there."""
 
-    async def open(self, path: str, flags: int, mode: int = 0o644) -> int: ...
+    async def open_file(self, path: str, flags: int, mode: int = 0o644) -> File: ...
 
     async def stat(self, path: str) -> Entry: ...
 
