@@ -82,3 +82,4 @@ def bench(session: nox.Session) -> None:
     session.install("-e", ".[test]")
     session.run("python", "tests/bench/bench.py", *session.posargs)
     session.run("python", "tests/bench/start.py", *session.posargs)
+    session.run("python", "tests/bench/safefs.py")

@@ -26,7 +26,8 @@ TARGET = SOURCE / "sandboxkit" / "_sync.py"
 def generate() -> str:
     """The whole module, as ruff formats it."""
     imports: set[str] = {
-        "from typing import Any, ClassVar, Self, TypeVar",
+        "from typing import IO, Any, ClassVar, Self, TypeVar",
+        "from sandboxkit.safefs._fileobj import Mode, opened",
         "from sandboxkit.pool._pool import AsyncNullSandboxPool",
         "from types import TracebackType",
         "from collections.abc import Callable, Generator",
@@ -138,7 +139,7 @@ def _passed(node: ast.FunctionDef | ast.AsyncFunctionDef, *, callbacks: bool) ->
 
     def crossing(arg: ast.arg) -> str:
         annotation = ast.unparse(arg.annotation) if arg.annotation else ""
-        if callbacks and re.search(r"\bOn(Output|Result)\b", annotation):
+        if callbacks and re.search(r"\bOn(Output|Result|Progress)\b", annotation):
             return f"call.back({arg.arg})"
         if callbacks and "EventHandler" in annotation:
             return f"call.tell({arg.arg})"

@@ -52,7 +52,16 @@ FACES = (
                 self._portal = portal
                 self._async = files
                 return self
+
+            def open(self, path: AnyPath, mode: Mode = "rb", *, max_bytes: int = DEFAULT_MAX_BYTES) -> IO[Any]:
+                """Open a file as Python's `open` does (modes `r`, `w`, `a`, with `b` for bytes; text is UTF-8).
+
+                What is written, up to `max_bytes`, takes the file's place when it is closed; an exception that leaves
+                the `with` block leaves the file as it was. Raises as `read_bytes` and `write`.
+                """
+                return opened(self, path, mode, max_bytes=max_bytes)
         ''',
+        skip=frozenset({"open"}),
         doc=(
             (
                 "a session's sandbox, or the SDK's own `AsyncSandbox`; no pool is needed.",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sandboxkit._types import Endpoint as Endpoint
     from sandboxkit._types import Execution as Execution
     from sandboxkit._types import ExecutionError as ExecutionError
+    from sandboxkit._types import FileEvent as FileEvent
     from sandboxkit._types import FileInfo as FileInfo
     from sandboxkit._types import FileNode as FileNode
     from sandboxkit._types import Loss as Loss
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sandboxkit._types import SandboxInfo as SandboxInfo
     from sandboxkit._types import SessionRef as SessionRef
     from sandboxkit._types import TimeoutPolicy as TimeoutPolicy
+    from sandboxkit._types import TransferProgress as TransferProgress
     from sandboxkit.errors import SandboxkitError as SandboxkitError
     from sandboxkit.events import Event as Event
     from sandboxkit.fragment import Edit as Edit
@@ -58,6 +60,7 @@ _HOMES = {
     "Event": "events",
     "Execution": "_types",
     "ExecutionError": "_types",
+    "FileEvent": "_types",
     "FileInfo": "_types",
     "FileNode": "_types",
     "Fragment": "fragment",
@@ -76,6 +79,7 @@ _HOMES = {
     "SessionRef": "_types",
     "Template": "template",
     "TimeoutPolicy": "_types",
+    "TransferProgress": "_types",
     "confine": "_confine",
     "errors": "",
 }

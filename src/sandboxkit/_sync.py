@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, ClassVar, Literal, Self, TypeVar, overload
+from typing import IO, Any, ClassVar, Literal, Self, TypeVar, overload
 
 from sandboxkit import _portal
 from sandboxkit._types import (
@@ -20,6 +20,7 @@ from sandboxkit._types import (
     Endpoint,
     EndpointName,
     Execution,
+    FileEvent,
     FileInfo,
     FileNode,
     Level,
@@ -30,7 +31,7 @@ from sandboxkit._types import (
     SessionRef,
     TimeoutPolicy,
 )
-from sandboxkit.errors import PathError
+from sandboxkit.errors import SafeFSError
 from sandboxkit.events import Event, EventHandler
 from sandboxkit.fragment import Fragment, FragmentResult
 from sandboxkit.pool._command import AsyncCommandHandle
@@ -41,7 +42,9 @@ from sandboxkit.pool._stats import PoolStats
 from sandboxkit.provider._base import OnOutput, OnResult, Provider
 from sandboxkit.runner import with_app, with_apps
 from sandboxkit.runner._app import AsyncApp
-from sandboxkit.safefs._safefs import DEFAULT_MAX_BYTES, AnyPath, AsyncSafeFS
+from sandboxkit.safefs._fileobj import Mode, opened
+from sandboxkit.safefs._guard import AnyPath
+from sandboxkit.safefs._safefs import DEFAULT_CHUNK, DEFAULT_MAX_BYTES, AsyncSafeFS, Entries, LocalPath, OnProgress
 from sandboxkit.safefs._tree import DEFAULT_EXCLUDES
 
 T = TypeVar("T")
@@ -51,19 +54,23 @@ class SafeFS:
     """Files of one sandbox, confined to a root. Relative paths count from the root; all others have to lie below it.
 
     Every method refuses a path that leads out (`PathEscape`) or is none (`InvalidPath`) before any request is made.
-    Errors carry the path as it was given, as `.path`, and show it in ASCII.
+    Errors carry the path as it was given, as `.path`, and show it in ASCII. Any operation at `"checked"` and
+    `"enforced"` may raise LinkEscape and SpecialFile, at `"enforced"` also Changed, AccessDenied and
+    EnforcementUnavailable, besides what is said at the method.
 
     Args:
         sandbox: the SDK's own `Sandbox`, such as a session's `.sandbox`; no pool is needed.
         root: an absolute path in the sandbox.
-        level: what is promised; `None` is the best that there is, which is `"lexical"` now. `.level` names it.
+        level: what is promised. `"lexical"` judges the path's text alone; `"checked"` also looks for links that
+            lead out, just before; `"enforced"` resolves the path in the sandbox, so that it holds against a process
+            that exchanges files for links meanwhile. `None` is `"enforced"`, or EnforcementUnavailable where that
+            cannot be had: no level is ever less than it says.
         strict_names: also refuse control and bidirectional characters and backslashes in names.
-        on_refused: is told each refusal of the guard; what it returns is ignored.
+        on_refused: is told each refusal; what it returns is ignored.
 
     Raises:
         ConfigurationError: `sandbox` is of the wrong kind (an asynchronous one belongs to `AsyncSafeFS`), or the
             level is none of the three.
-        UnsupportedOption: the level is `"checked"` or `"enforced"`, which are not there yet.
         InvalidPath: the root is no absolute path.
     """
 
@@ -74,7 +81,7 @@ class SafeFS:
         root: str = DEFAULT_ROOT,
         level: Level | None = None,
         strict_names: bool = False,
-        on_refused: Callable[[PathError], object] | None = None,
+        on_refused: Callable[[SafeFSError], object] | None = None,
     ) -> None:
         self._portal = _portal.current()
         self._async = AsyncSafeFS(
@@ -85,6 +92,13 @@ class SafeFS:
     def level(self) -> Level:
         """What is promised: the level in force."""
         return self._async.level
+
+    @property
+    def root_adversary(self) -> bool:
+        """Whether somebody in the sandbox may be root there, which no level holds against inside it. False only where
+        this is known: at `"enforced"`, after the first operation, on the local engine, whose sandboxes have no root.
+        """
+        return self._async.root_adversary
 
     @property
     def root(self) -> str:
@@ -112,8 +126,30 @@ class SafeFS:
         value: bytes = self._portal.call(self._async.read_bytes, path, max_bytes=max_bytes)
         return value
 
+    def read_range(self, path: AnyPath, start: int, length: int) -> bytes:
+        """Read up to `length` bytes of a file from the offset `start` on; fewer at its end, none behind it. At
+        `"enforced"` no more than that is transferred; the other levels read the file up to 64 MiB.
+
+        Raises:
+            NotFound, IsADirectory, SpecialFile, TooLarge, PathError: as in `read_bytes`.
+        """
+        value: bytes = self._portal.call(self._async.read_range, path, start, length)
+        return value
+
+    def stream(self, path: AnyPath, *, chunk: int = DEFAULT_CHUNK) -> Generator[bytes, None, None]:
+        """Yield a file's content in pieces of `chunk` bytes. At `"enforced"` one request for each, of a file of any
+        size; the other levels read it up to 64 MiB.
+
+        Raises:
+            Changed: another content came in its place meanwhile.
+            NotFound, IsADirectory, SpecialFile, TooLarge, PathError: as in `read_bytes`.
+        """
+        return _portal.Call[Any](self._portal).iterate(lambda: self._async.stream(path, chunk=chunk))
+
     def write(self, path: AnyPath, data: str | bytes) -> None:
         """Write text (as UTF-8) or bytes, replacing the file that was there; missing parents are made.
+
+        At `"enforced"` the content takes the file's place at once: whoever reads sees the old one or the new one.
 
         Raises:
             IsADirectory, NotADirectory, NoSpace, PathError: nothing was written.
@@ -131,8 +167,8 @@ class SafeFS:
     def append(self, path: AnyPath, data: str | bytes, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
         """Add text or bytes to the end of a file, or make it.
 
-        Not atomic: the file is read and written again as a whole, so what somebody else writes to it at the same
-        time may be lost.
+        The file is written anew, at `"enforced"` in the sandbox and at once; what somebody else writes to it at the
+        same time may be lost.
 
         Raises:
             TooLarge: the file is larger than `max_bytes` already.
@@ -143,10 +179,13 @@ class SafeFS:
     def list(self, path: AnyPath = ".", *, depth: int = 1) -> list[FileInfo]:
         """List the entries below a directory, `depth` levels deep, sorted by path.
 
-        The service leaves out what is neither file nor directory, dangling links among it.
+        Links are not followed below it. At `"lexical"` and `"checked"` the service leaves out what is neither file nor
+        directory, dangling links among it; at `"enforced"` all is there, a link with the type of what it leads to, or
+        `"other"` where that lies outside or nowhere.
 
         Raises:
             NotFound, NotADirectory, PathError: there is no such directory.
+            TooLarge: it has more than 100,000 entries.
         """
         value: list[FileInfo] = self._portal.call(self._async.list, path, depth=depth)
         return value
@@ -185,8 +224,98 @@ class SafeFS:
         )
         return value
 
+    def glob(self, pattern: AnyPath) -> Entries:
+        """List the entries that a pattern matches, sorted by path: `*`, `?` and `[...]` within one name, `**` for any
+        number of directories. Names that begin with a dot match like others; links are not entered by `**`.
+
+        Raises:
+            PathError: the pattern leads out of the root.
+        """
+        value: Entries = self._portal.call(self._async.glob, pattern)
+        return value
+
+    def watch(
+        self, path: AnyPath = ".", *, recursive: bool = False, interval: float = 1.0
+    ) -> Generator[FileEvent, None, None]:
+        """Yield what happens in a directory, from the first step of the iteration on, until it is closed.
+
+        At `"enforced"` on the local engine every event comes, from inotify. Elsewhere the directory is listed every
+        `interval` seconds, and what differs is told: a file that comes and goes in between is not seen, and a rename
+        is a removal and a creation.
+
+        Args:
+            path: the directory.
+            recursive: watch what is below its directories, too, links not followed.
+            interval: seconds between two looks, where one has to look.
+
+        Raises:
+            NotFound, NotADirectory, PathError: there is no such directory.
+            Changed: more happened than could be kept; begin again.
+        """
+        return _portal.Call[Any](self._portal).iterate(
+            lambda: self._async.watch(path, recursive=recursive, interval=interval)
+        )
+
+    def upload(self, source: LocalPath, target: AnyPath, *, on_progress: OnProgress | None = None) -> int:
+        """Copy a local file or folder into the sandbox, file by file, and return how many files it were.
+
+        Links in the folder are neither followed nor sent; empty directories are made. Files that are there are
+        replaced, others stay.
+
+        Args:
+            source: on this machine.
+            target: where it lies afterwards, not the directory above.
+            on_progress: called after each file.
+
+        Raises:
+            FileNotFoundError, OSError: it cannot be read.
+            TooLarge: a file has more than 64 MiB.
+            SafeFSError: a file could not be written; those before it are.
+        """
+        call = _portal.Call[Any](self._portal)
+        value: int = call(self._async.upload, source, target, on_progress=call.back(on_progress))
+        return value
+
+    def download(
+        self,
+        source: AnyPath,
+        target: LocalPath,
+        *,
+        overwrite: bool = False,
+        max_bytes: int = 1024 * 1024 * 1024,
+        on_progress: OnProgress | None = None,
+    ) -> int:
+        """Copy a file or directory of the sandbox to this machine, and return how many files it were.
+
+        Names are the sandbox's, so each is guarded again here: nothing is written outside of `target`, and never
+        through a local link. Links, pipes and the like are left out. Modes and times are not taken over.
+
+        Args:
+            source: in the sandbox.
+            target: where it lies afterwards, not the directory above.
+            overwrite: replace local files that are there; else they are a FileExistsError.
+            max_bytes: of all files together.
+            on_progress: called after each file.
+
+        Raises:
+            FileExistsError, OSError: it cannot be written here.
+            TooLarge: it is more than `max_bytes`; what came before is there.
+            SafeFSError: it cannot be read, or a name has no place on this machine.
+        """
+        call = _portal.Call[Any](self._portal)
+        value: int = call(
+            self._async.download,
+            source,
+            target,
+            overwrite=overwrite,
+            max_bytes=max_bytes,
+            on_progress=call.back(on_progress),
+        )
+        return value
+
     def stat(self, path: AnyPath) -> FileInfo:
-        """Describe one entry. For a link the service says the type and size of its target.
+        """Describe one entry. Of a link, the type and mode are those of what it leads to; at `"enforced"` the rest is
+        the link's own, and one that leads out or nowhere is `"other"`.
 
         Raises:
             NotFound, NotADirectory, PathError: there is no such entry.
@@ -195,7 +324,8 @@ class SafeFS:
         return value
 
     def exists(self, path: AnyPath) -> bool:
-        """Say whether there is an entry.
+        """Say whether there is an entry. A link that leads nowhere inside is none at `"enforced"`; one that leads out
+        is a LinkEscape, whether its target exists or not.
 
         Raises:
             PathError: the path was refused; that is not answered with False.
@@ -233,7 +363,8 @@ class SafeFS:
         self._portal.call(self._async.rename, source, target)
 
     def copy(self, source: AnyPath, target: AnyPath, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
-        """Copy the content of one file (not a directory), through this process; mode and times are not copied.
+        """Copy the content of one file (not a directory); mode and times are not copied. At `"enforced"` in the
+        sandbox, else through this process.
 
         Raises:
             NotFound, IsADirectory, SpecialFile, TooLarge, NoSpace: it could not be read or written.
@@ -251,6 +382,14 @@ class SafeFS:
         self._portal = portal
         self._async = files
         return self
+
+    def open(self, path: AnyPath, mode: Mode = "rb", *, max_bytes: int = DEFAULT_MAX_BYTES) -> IO[Any]:
+        """Open a file as Python's `open` does (modes `r`, `w`, `a`, with `b` for bytes; text is UTF-8).
+
+        What is written, up to `max_bytes`, takes the file's place when it is closed; an exception that leaves
+        the `with` block leaves the file as it was. Raises as `read_bytes` and `write`.
+        """
+        return opened(self, path, mode, max_bytes=max_bytes)
 
 
 class CommandHandle:
@@ -405,7 +544,7 @@ class Session:
 
     @property
     def files(self) -> SafeFS:
-        """The files beneath `/home/user`."""
+        """The files beneath `/home/user`, at the level `enforced`."""
         if self._files is None:
             self._files = SafeFS._of(self._portal, self._async.files)
         return self._files

@@ -5,8 +5,9 @@ No behaviour beyond reading a value in a convenient way; no import of the SDK.
 
 from __future__ import annotations
 
+import html
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -294,6 +295,57 @@ class FileNode:
     children: tuple[FileNode, ...] = ()
     complete: bool = True
 
+    def to_text(self) -> str:
+        """Draw the tree as text, one entry a line, directories with a slash; names in ASCII, since they may carry
+        terminal codes. What was left out shows as "..."."""
+        return "\n".join([_shown(self), *self._branches("")])
+
+    def _branches(self, indent: str) -> Iterator[str]:
+        left = not self.complete
+        for at, child in enumerate(self.children):
+            last = at == len(self.children) - 1 and not left
+            yield f"{indent}{'└── ' if last else '├── '}{_shown(child)}"
+            yield from child._branches(indent + ("    " if last else "│   "))
+        if left:
+            yield f"{indent}└── ..."
+
+    def to_html(self) -> str:
+        """Write the tree as nested HTML lists, every name escaped: it may be shown in any page."""
+        below = "".join(f"<li>{child.to_html()}</li>" for child in self.children)
+        more = "" if self.complete else "<li>...</li>"
+        return html.escape(_shown(self)) + (f"<ul>{below}{more}</ul>" if below or more else "")
+
+
+def _shown(node: FileNode) -> str:
+    name = ascii(node.name)[1:-1]
+    if node.link_target is not None:
+        return f"{name} -> {ascii(node.link_target)[1:-1]}"
+    return f"{name}/" if node.type == "dir" else name
+
+
+@dataclass(frozen=True, slots=True)
+class FileEvent:
+    """Something that happened to a file or directory that is watched.
+
+    `kind` is `"create"`, `"write"`, `"remove"`, `"rename"` (it is gone from this path; its new one is created) or
+    `"chmod"` (mode, owner or attributes). `path` is absolute inside the sandbox.
+    """
+
+    kind: Literal["create", "write", "remove", "rename", "chmod"]
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferProgress:
+    """How far an upload or download is: the file that has just been carried over, files and bytes done, and in all."""
+
+    path: str
+    files: int
+    total_files: int
+    size: int
+    """Bytes done."""
+    total_size: int
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
@@ -369,6 +421,8 @@ for _public in (
     CommandResult,
     FileInfo,
     FileNode,
+    FileEvent,
+    TransferProgress,
     SandboxInfo,
     Loss,
     SessionRef,

@@ -45,6 +45,7 @@
         ├── Changed
         ├── TooLarge
         ├── NoSpace (OSError)
+        ├── AccessDenied (PermissionError)
         └── EnforcementUnavailable
 
 A message says what happened, to which sandbox or path, and what to change. The facts are attributes too:
@@ -395,8 +396,14 @@ class NoSpace(SafeFSError, OSError):
     code = "no_space"
 
 
+class AccessDenied(SafeFSError, PermissionError):
+    """The sandbox's user may not do that: its own rights forbid it."""
+
+    code = "access_denied"
+
+
 class EnforcementUnavailable(SafeFSError):
-    """The level `enforced` cannot be had on this sandbox."""
+    """The level `enforced` cannot be had on this sandbox, or not for this operation. The message says which can."""
 
     code = "enforcement_unavailable"
 

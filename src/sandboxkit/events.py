@@ -14,7 +14,7 @@ Names, in the order of a sandbox's life (the data that each carries is in bracke
     session.recovered [error, lost_sandbox_id, files_restored, files_lost]
     code.started  code.finished [duration, error]  command.started  command.finished [duration, exit_code]
     fragment.step [step, detail]  fragment.finished [duration, error]
-    path.refused [path, code]
+    path.refused [path, code, level, root_adversary]; `session` is the principal, where there is one
 
 No event carries code, output, environment values or keys. Two exceptions, which `session.stream()` yields to its
 caller and to nobody else: `fragment.log [step, text]` is what an installer says, and the last event has the

@@ -10,7 +10,6 @@ import pytest
 from sandboxkit._types import NetworkPolicy
 from sandboxkit.errors import UnsupportedOption
 from sandboxkit.pool import AsyncSandboxPool, AsyncSession
-from sandboxkit.safefs import AsyncSafeFS
 from sandboxkit.template import Template
 from sandboxkit.testing import FakeProvider
 
@@ -64,11 +63,3 @@ def test_a_function_refuses_what_it_cannot_do(option: str, call: Callable[[], ob
     with pytest.raises(UnsupportedOption) as caught:
         call()
     assert caught.value.option == option
-
-
-@pytest.mark.parametrize("level", ["checked", "enforced"])
-def test_safefs_refuses_levels_that_it_does_not_have(level: Any) -> None:
-    """SafeFS promises no level that it cannot keep."""
-    with pytest.raises(UnsupportedOption) as caught:
-        AsyncSafeFS(object(), level=level)
-    assert caught.value.option == "level"

@@ -16,8 +16,8 @@ class Journal:
     """Files by absolute path; None for the content of one that is not kept."""
 
     def __init__(self, *, keeps_content: bool, most_bytes: int = MOST_BYTES) -> None:
-        self._keeps_content = keeps_content
-        self._most_bytes = most_bytes
+        self.keeps_content = keeps_content
+        self.most_bytes = most_bytes
         self._files: dict[str, bytes | None] = {}
         self._directories: dict[str, None] = {}
         self._bytes = 0
@@ -27,7 +27,7 @@ class Journal:
         self._drop(path)
         if len(self._files) >= MOST_NAMES:
             return
-        keeps = self._keeps_content and self._bytes + len(data) <= self._most_bytes
+        keeps = self.keeps_content and self._bytes + len(data) <= self.most_bytes
         self._files[path] = data if keeps else None
         self._bytes += len(data) if keeps else 0
 

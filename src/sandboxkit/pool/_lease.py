@@ -12,11 +12,12 @@ import anyio
 
 from sandboxkit._types import CommandResult, Execution, ExecutionError, FileInfo, Loss, OutputMessage, Result
 from sandboxkit.errors import PoolError, SandboxLost
+from sandboxkit.pool._confined import LeasedConfined
 from sandboxkit.pool._core import Core
 from sandboxkit.pool._journal import Journal
 from sandboxkit.pool._prepare import Recipe
 from sandboxkit.pool._shell import Request, Shell
-from sandboxkit.provider._base import Files, OnOutput, OnResult, ProviderSandbox, RunningCommand
+from sandboxkit.provider._base import Confined, Files, OnOutput, OnResult, ProviderSandbox, RunningCommand
 
 T = TypeVar("T")
 
@@ -188,6 +189,9 @@ class LeasedSandbox:
     @property
     def files(self) -> Files:
         return self._files
+
+    async def confined(self, root: str) -> Confined | None:
+        return await LeasedConfined.of(self._lease, root)
 
     def host(self, port: int) -> str:
         return self._lease.core.sandbox.host(port)

@@ -11,8 +11,8 @@ import anyio
 
 from sandboxkit._types import CommandResult, Execution, FileNode, Loss, SessionRef
 from sandboxkit.errors import (
-    PathError,
     ProviderUnavailable,
+    SafeFSError,
     SandboxLost,
     SessionBusy,
     UnsupportedOption,
@@ -79,7 +79,7 @@ class AsyncSession:
 
     @property
     def files(self) -> AsyncSafeFS:
-        """The files beneath `/home/user`."""
+        """The files beneath `/home/user`, at the level `enforced`."""
         return self._files
 
     async def url(self, port: int) -> str:
@@ -431,8 +431,14 @@ class AsyncSession:
         state = core.gone or ("closed" if self._lease.is_released else "open")
         return f"<{type(self).__name__} key={core.key!r} sandbox={self.sandbox_id} template={self.template} {state}>"
 
-    def _tell_refused(self, error: PathError) -> None:
-        self._lease.core.tell("path.refused", path=ascii(getattr(error, "path", None)), code=error.code)
+    def _tell_refused(self, error: SafeFSError) -> None:
+        self._lease.core.tell(
+            "path.refused",
+            path=ascii(error.path),
+            code=error.code,
+            level=self._files.level,
+            root_adversary=self._files.root_adversary,
+        )
 
     def _bench(self, fragment: Fragment, on_event: EventHandler | None, allowed: bool) -> Bench:
         return bench(

@@ -22,6 +22,7 @@ from sandboxkit._types import (
     Result,
     SandboxInfo,
 )
+from sandboxkit.provider._confined import FileAnswer, FileCall
 
 OnOutput = Callable[[OutputMessage], object]
 OnResult = Callable[[Result], object]
@@ -80,6 +81,30 @@ class Files(Protocol):
         """Rename an entry, replacing a file at the target."""
 
 
+class Confined(Protocol):
+    """The files below one root, resolved where they lie: what level `enforced` is made of. Only `SafeFS` calls this.
+
+    What was reached was reached from the root itself, through no link that leads out of it, with the rights of the
+    sandbox's user. `provider/_confined.py` has the operations' form, `local/agent/_confined.py` their meaning.
+    """
+
+    @property
+    def root_adversary(self) -> bool:
+        """Whether somebody in the sandbox may be root there, above the user whose rights are what protects."""
+
+    @property
+    def mechanism(self) -> str:
+        """`"engine"`, `"helper"` or `"fake"`."""
+
+    @property
+    def can_watch(self) -> bool:
+        """Whether it has the operations `watch`, `events` and `unwatch`."""
+
+    async def call(self, call: FileCall) -> FileAnswer:
+        """Carry one operation out. OperationFailed with the errno of inside; BrokenAnswer for what is no answer;
+        EnforcementUnavailable where the sandbox has not what it takes."""
+
+
 class RunningCommand(Protocol):
     """A command in the background."""
 
@@ -115,6 +140,10 @@ class ProviderSandbox(Protocol):
 
     @property
     def files(self) -> Files: ...
+
+    async def confined(self, root: str) -> Confined | None:
+        """The provider's own way to files below a root, an absolute normalised path. None where it has none: SafeFS
+        then sends a helper. Makes at most one request."""
 
     async def run_code(
         self,

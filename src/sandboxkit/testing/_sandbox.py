@@ -26,6 +26,7 @@ from sandboxkit.errors import (
 )
 from sandboxkit.provider._base import CreateRequest, OnOutput, OnResult
 from sandboxkit.provider._output import OutputKeeper
+from sandboxkit.testing._confined import FakeConfined
 from sandboxkit.testing._files import FakeFiles, Tree
 from sandboxkit.testing._python import FakePython
 from sandboxkit.testing._shell import FakeShell
@@ -81,6 +82,9 @@ class FakeSandbox:
     @property
     def files(self) -> FakeFiles:
         return self._files
+
+    async def confined(self, root: str) -> FakeConfined:
+        return FakeConfined(self.tree, self._gate, root)
 
     def host(self, port: int) -> str:
         return f"{port}-{self._id}.fake.invalid"

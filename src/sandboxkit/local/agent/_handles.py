@@ -31,7 +31,7 @@ class Handles:
     def do(self, kind: int, args: list[bytes]) -> Fields:
         """Carry out one verb. OSError where the kernel refuses, EBADF for a number that is not open."""
         if kind == FILE_OPEN:
-            return [self._take(open_file(args[0], number(args[1]), number(args[2])))]
+            return [self.take(open_file(args[0], number(args[1]), number(args[2])))]
         handle = number(args[0])
         fd = self._open.get(handle)
         if fd is None:
@@ -50,7 +50,8 @@ class Handles:
             os.close(fd)
         return []
 
-    def _take(self, fd: int) -> int:
+    def take(self, fd: int) -> int:
+        """Keep an open file; its number. EMFILE, and it is closed, where there are too many."""
         if len(self._open) >= MOST:
             os.close(fd)
             raise fail(errno.EMFILE, b"")

@@ -20,6 +20,7 @@ from contextlib import suppress
 from . import _files, _handles, _programs
 from ._codec import (
     ACCEPT,
+    BENEATH,
     CANCEL,
     DIAL,
     EXIT,
@@ -43,11 +44,16 @@ from ._codec import (
     SPACE,
     SPAWN,
     STAT,
+    WATCH_END,
     number,
     pack,
     packets,
     unpack,
 )
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ._verbs import Verbs
 
 SLICE = 0.003
 """Seconds that one long operation may hold the loop."""
@@ -78,6 +84,8 @@ class Agent:
         self.jobs: dict[int, _files.Steps] = {}
         """request -> generator"""
         self.partial: dict[int, bytearray] = {}
+        self.verbs: Verbs | None = None
+        """The rarer verbs; made when the first one is asked for, since each start would pay for their import."""
 
     # replies
 
@@ -115,6 +123,8 @@ class Agent:
                     self.accepted(fd)
                 elif fd == self.signalled:
                     self.reap_unwatched()
+                elif self.verbs is not None and fd == self.verbs.watches.fd:
+                    self.verbs.watches.readable()
                 else:
                     self.other(fd, events)
             for request in tuple(self.jobs):
@@ -196,6 +206,8 @@ class Agent:
             self.send(request, OK, [])
         elif kind == SPACE:
             self.send(request, OK, [_files.space(args)])
+        elif BENEATH <= kind <= WATCH_END:
+            self.rarely().handle(request, kind, args)
         elif kind == HELLO:
             self.rules.processes, self.rules.open_files, self.rules.data, self.rules.nice = map(number, args)
             self.send(request, OK, [os.getpid()])
@@ -230,6 +242,16 @@ class Agent:
             if owner == request:
                 self.drop_accept(fd)
                 self.refuse(request, _files.fail(errno.ECANCELED, b""))
+        if self.verbs is not None:
+            self.verbs.watches.cancel(request)
+
+    def rarely(self) -> Verbs:
+        """The verbs of level `enforced` and of watching."""
+        if self.verbs is None:
+            from ._verbs import Verbs
+
+            self.verbs = Verbs(self)
+        return self.verbs
 
     # programs
 

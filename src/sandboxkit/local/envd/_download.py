@@ -11,6 +11,7 @@ from typing import Final
 
 from starlette.types import Receive, Send
 
+from sandboxkit.local.envd._file_agent import FileAgent
 from sandboxkit.local.envd._http import PIECE, ClientGone, Refused, until_gone
 from sandboxkit.local.envd._http_rules import (
     FileFacts,
@@ -22,7 +23,7 @@ from sandboxkit.local.envd._http_rules import (
     unchanged,
     use_gzip,
 )
-from sandboxkit.local.isolation._base import Agent, AgentError, File
+from sandboxkit.local.isolation._base import AgentError, File
 from sandboxkit.local.isolation._open_files import in_thread
 
 # The file is the sandbox's and the origin is the engine's: a browser that opens a signed link must not run it here.
@@ -32,7 +33,7 @@ _GZIP_LEVEL: Final = 1
 
 
 async def download(
-    agent: Agent, path: str, headers: Mapping[str, str], receive: Receive, send: Send, *, head: bool
+    agent: FileAgent, path: str, headers: Mapping[str, str], receive: Receive, send: Send, *, head: bool
 ) -> None:
     """Send the file, or what HTTP's conditions make of it.
 
@@ -68,7 +69,7 @@ def _refusal(path: str, error: AgentError) -> Refused:
             return Refused(400, f"path '{path}' is not a regular file")
         case errno.ENAMETOOLONG:
             return Refused(400, f"error checking if path exists '{path}': {error}")
-        case errno.EACCES | errno.EPERM:
+        case errno.EACCES | errno.EPERM | errno.EXDEV:
             return Refused(403, f"error opening file '{path}': {error}")
     return Refused(500, f"error checking if path exists '{path}': {error}")
 

@@ -16,10 +16,11 @@ from starlette.datastructures import Headers
 
 from sandboxkit.local._sandbox import SandboxSettings
 from sandboxkit.local.envd._entries import text
+from sandboxkit.local.envd._file_agent import FileAgent
 from sandboxkit.local.envd._http import PIECE, Body, Refused, unzipped
 from sandboxkit.local.envd._multipart import FormReader, PartBegin, PartData, PartEnd
 from sandboxkit.local.envd._paths import BadPath, resolve
-from sandboxkit.local.isolation._base import Agent, AgentError, File
+from sandboxkit.local.isolation._base import AgentError, File
 
 METADATA_HEADER: Final = "x-metadata-"
 XATTR_PREFIX: Final = "user.e2b."
@@ -30,7 +31,7 @@ _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 class Upload:
     """One request's files."""
 
-    def __init__(self, agent: Agent, settings: SandboxSettings, headers: Headers, path: str | None) -> None:
+    def __init__(self, agent: FileAgent, settings: SandboxSettings, headers: Headers, path: str | None) -> None:
         """`path` is the query's; without it, each part's file name is its path. Raises Refused for bad metadata."""
         self._agent = agent
         self._settings = settings
@@ -208,7 +209,7 @@ def _open_refusal(path: str, error: AgentError) -> Refused:
             return Refused(400, f"error opening file: {error}")
         case errno.ENOTDIR | errno.EEXIST:
             return Refused(500, f"error ensuring directories: path is a file: {error.path or path}")
-        case errno.EACCES | errno.EPERM | errno.EROFS:
+        case errno.EACCES | errno.EPERM | errno.EROFS | errno.EXDEV | errno.EMLINK:
             return Refused(403, f"error opening file: {error}")
         case errno.ENOSPC | errno.EDQUOT:
             return Refused(507, f"not enough inodes available: {error}")

@@ -10,12 +10,15 @@ every reply; what does not fit is `AgentLost`, and the box is then killed by its
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     import asyncio
+
+OpenHow = Literal["read", "stage", "write"]
 
 USER = "user"
 UID = 1000
@@ -99,6 +102,15 @@ class File(Protocol):
 
     def close(self) -> None:
         """Let go of it. Idempotent."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchEvent:
+    """Something that happened in a watched directory; `name` is relative to it. `lost`: more than could be told."""
+
+    kind: Literal["lost", "create", "write", "remove", "rename", "chmod"]
+    name: str
+    entry: Entry | None = None
 
 
 class Process(Protocol):
@@ -191,6 +203,38 @@ class Agent(Protocol):
         """Wait, for as long as it takes, for the next connection to a port that `listen` returned: a connected stream
         socket. AgentError EINVAL for another port, or while another call waits for it. The agent may keep a copy of
         the descriptor: use no call that blocks when O_NONBLOCK is taken away."""
+
+    async def beneath(
+        self, operation: str, root: str, identity: bytes, args: Sequence[bytes | int]
+    ) -> builtins.list[bytes]:
+        """Carry out one operation of level `enforced` below a root directory (`agent/_confined.py` has them): the
+        fields of its answer, of which the first is the root's identity. AgentError EXDEV where a link leads out."""
+
+    async def open_beneath(
+        self,
+        how: Literal["read", "stage", "write"],
+        root: str,
+        identity: bytes,
+        path: str,
+        flags: int = 0,
+        mode: int = 0,
+    ) -> tuple[File, builtins.list[bytes]]:
+        """Open a regular file below a root: to `read`; a new one beside it, to be put in place by the operation
+        `commit` (`stage`); or to `write` in place, with the flags given. The file, and the fields of its answer:
+        the root's identity, then size and version (read) or the name for `commit` (stage)."""
+
+    async def watch(
+        self, path: str, *, root: str = "", identity: bytes = b"", recursive: bool = False, entries: bool = False
+    ) -> int:
+        """Begin to watch a directory, below `root` where one is given; with `entries`, events describe what they are
+        about. AgentError EMFILE where there are too many watchers. The number is for the two calls below."""
+
+    async def watch_next(self, number: int, *, waits: bool) -> builtins.list[WatchEvent]:
+        """What has happened since the last call; `waits` for something to happen, as long as it takes. An event of
+        kind `lost` is the last one. AgentError ENOENT for a watcher that is none, or that somebody else waits for."""
+
+    async def unwatch(self, number: int) -> None:
+        """End a watcher; who waits for it gets AgentError ECANCELED. Idempotent."""
 
     async def ping(self) -> None:
         """Return once the agent has answered."""

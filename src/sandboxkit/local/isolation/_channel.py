@@ -23,6 +23,11 @@ MIN_PIECE = 1024
 MAX_PLAIN_ANSWER = 256 * 1024
 ANSWER_WITHIN = 60.0
 
+CANCELLED = frozenset({wire.LIST, wire.REMOVE, wire.DIAL, wire.ACCEPT, wire.BENEATH_LONG, wire.WATCH_NEXT})
+"""Requests that the agent can give up."""
+LARGE = frozenset({wire.LIST, wire.BENEATH_LONG})
+"""Requests whose answers may be long."""
+
 NO_DESCRIPTORS = "the engine has no descriptors left"
 
 DescriptorCheck = Callable[[int], None]
@@ -180,7 +185,7 @@ class Channel:
         if self._lost is not None:
             return
         if number in self._requests:
-            if request.kind in (wire.LIST, wire.REMOVE, wire.DIAL, wire.ACCEPT):
+            if request.kind in CANCELLED:
                 self._send(number, wire.CANCEL, wire.pack([number]))
         elif not request.future.cancelled() and request.future.exception() is None:
             fields, fds = request.future.result()
@@ -231,7 +236,7 @@ class Channel:
         request = self._requests.get(number)
         if request is None or kind not in (wire.OK, wire.FAIL):
             raise ValueError("an answer that nobody asked for")
-        limit = wire.MAX_REPLY if request.kind == wire.LIST else MAX_PLAIN_ANSWER
+        limit = wire.MAX_REPLY if request.kind in LARGE else MAX_PLAIN_ANSWER
         if len(request.body) + len(piece) > limit or (flags and (len(piece) < MIN_PIECE or fds)):
             raise ValueError("an answer that is too long, or cut too small")
         if flags:

@@ -21,7 +21,7 @@ Descriptors ride on the last packet of their message (SCM_RIGHTS), at most 16.
     SET_XATTRS   path, then names and values
     DIAL         host, port                                                          a connected TCP socket
     PING
-    CANCEL       number of a LIST, REMOVE, DIAL or ACCEPT                            (none of its own)
+    CANCEL       number of a LIST, REMOVE, DIAL, ACCEPT, or the like                 (none of its own)
     LISTEN       port                                                                port (another where it is taken)
     ACCEPT       port of a LISTEN                                                    a connected TCP socket
     FILE_OPEN    path, flags, mode                                                   a number for the next five
@@ -32,14 +32,21 @@ Descriptors ride on the last packet of their message (SCM_RIGHTS), at most 16.
     FILE_CLOSE   file
     RESIZE       pid, columns, rows
     SPACE        paths                                                               bytes used of their file systems
+    BENEATH      operation, root, identity or "", its arguments                      identity, its fields
+    BENEATH_LONG the same, for what may take long
+    BENEATH_OPEN read | stage | write, root, identity or "", path, flags, mode       a regular file, and fields
+    BENEATH_FILE the same                                                            a number as of FILE_OPEN, fields
+    WATCH        root or "", identity or "", path, 1 = recursive, 1 = with entries   its number
+    WATCH_NEXT   number, 1 = wait                                                    events
+    WATCH_END    number
 
 Over frames (`_framed`) there are no descriptors: what is a socket, a pipe or a terminal above is a lane there, OPEN is
 refused, and the verbs from FILE_OPEN on are used, which work over both.
 
 An entry is name, path, mode, size, uid, gid, mtime in ns, resolved link target or "", its mode or "", n, and n pairs
-of attribute name and value. Every request but CANCEL has exactly one answer: OK with fields, or FAIL with errno, text
-and path. A program that was started is followed by one EXIT ("code" or "signal", and the number) under the number of
-the request that started it.
+of attribute name and value. An event is its type (0-5), its name, and n: 0, or 10 and as many fields of an entry.
+Every request but CANCEL has exactly one answer: OK with fields, or FAIL with errno, text and path. A program that was
+started is followed by one EXIT ("code" or "signal", and the number) under the number of the request that started it.
 
 Bounds
 ------
@@ -56,14 +63,16 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import os
 import socket
 import struct
 import termios
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from sandboxkit.local.agent import _codec as wire
-from sandboxkit.local.isolation._base import AgentError, Entry, ExitStatus, File
-from sandboxkit.local.isolation._channel import Channel, to_bytes, to_text
+from sandboxkit.local.isolation._base import AgentError, Entry, ExitStatus, File, OpenHow, WatchEvent
+from sandboxkit.local.isolation._channel import ANSWER_WITHIN, Channel, to_bytes, to_text
 from sandboxkit.local.isolation._descriptors import check_file, check_socket, check_terminal
 from sandboxkit.local.isolation._open_files import DescriptorFile, RemoteFile
 from sandboxkit.local.isolation._port import PacketPort, Port
@@ -72,7 +81,14 @@ TREE_WITHIN = 600.0
 LISTINGS = 4
 """Listings that one box may have open at once: each may grow to 32 MiB here."""
 
+LONG: Final = frozenset({"append", "copy", "list", "remove"})
+"""Operations below a root that the agent does bit by bit."""
+EVENT_KINDS: Final = ("lost", "create", "write", "remove", "rename", "chmod")
+
 Entries = list[Entry]  # `list` is also a method below
+Events = list[WatchEvent]
+Fields = list[bytes]
+Asked = list[bytes | int]
 
 
 class AgentProcess:
@@ -207,6 +223,49 @@ class AgentLink:
         _, got = await self._channel.ask(wire.ACCEPT, [port], takes=check_socket, descriptors=1, within=None)
         return got[0]
 
+    async def beneath(self, operation: str, root: str, identity: bytes, args: Sequence[bytes | int]) -> Fields:
+        """Carry out one operation below a root; see `_base.Agent.beneath`."""
+        is_long = operation in LONG
+        asked: Asked = [operation.encode(), to_bytes(root), identity, *args]
+        if not is_long:
+            return (await self._channel.ask(wire.BENEATH, asked))[0]
+        async with self._listings:
+            return (await self._channel.ask(wire.BENEATH_LONG, asked, within=TREE_WITHIN))[0]
+
+    async def open_beneath(
+        self, how: OpenHow, root: str, identity: bytes, path: str, flags: int = 0, mode: int = 0
+    ) -> tuple[File, Fields]:
+        """Open a regular file below a root; see `_base.Agent.open_beneath`."""
+        asked: Asked = [how.encode(), to_bytes(root), identity, to_bytes(path), flags, mode]
+        if not self._channel.passes_descriptors:
+            fields, _ = await self._channel.ask(
+                wire.BENEATH_FILE, asked, undo=lambda handle: (wire.FILE_CLOSE, [handle])
+            )
+            return RemoteFile(self._channel, self._channel.number(fields)), fields[1:]
+        access = os.O_RDONLY if how == "read" else os.O_WRONLY | flags
+        fields, got = await self._channel.ask(
+            wire.BENEATH_OPEN, asked, takes=lambda fd: check_file(fd, access), descriptors=1
+        )
+        return DescriptorFile(got[0]), fields
+
+    async def watch(
+        self, path: str, *, root: str = "", identity: bytes = b"", recursive: bool = False, entries: bool = False
+    ) -> int:
+        """Begin to watch a directory; see `_base.Agent.watch`."""
+        asked: Asked = [to_bytes(root), identity, to_bytes(path), int(recursive), int(entries)]
+        fields, _ = await self._channel.ask(wire.WATCH, asked, undo=lambda number: (wire.WATCH_END, [number]))
+        return self._channel.number(fields)
+
+    async def watch_next(self, number: int, *, waits: bool) -> Events:
+        """What has happened; see `_base.Agent.watch_next`."""
+        within = None if waits else ANSWER_WITHIN
+        fields, _ = await self._channel.ask(wire.WATCH_NEXT, [number, int(waits)], within=within)
+        return self._events(fields)
+
+    async def unwatch(self, number: int) -> None:
+        """End a watcher; see `_base.Agent.unwatch`."""
+        await self._channel.ask(wire.WATCH_END, [number])
+
     async def ping(self) -> None:
         """Return once the agent has answered."""
         await self._channel.ask(wire.PING, [])
@@ -247,34 +306,56 @@ class AgentLink:
         )
         return AgentProcess(self._channel.number(told), status), got
 
-    def _entries(self, fields: Sequence[bytes]) -> Entries:
-        """Parse entries; breaks the link where they do not parse."""
-        entries = []
+    def _events(self, fields: Sequence[bytes]) -> Events:
+        """Parse events; breaks the link where they do not parse."""
+        events: Events = []
         at = 0
         try:
             while at < len(fields):
-                name, path, mode, size, uid, gid, mtime, target, target_mode, count = fields[at : at + 10]
-                at += 10
-                pairs = fields[at : at + 2 * wire.number(count)]
-                if wire.number(count) < 0 or len(pairs) != 2 * wire.number(count):
-                    raise ValueError("attributes are cut off")
-                at += len(pairs)
-                entries.append(
-                    Entry(
-                        name=to_text(name),
-                        path=to_text(path),
-                        mode=wire.number(mode),
-                        size=wire.number(size),
-                        uid=wire.number(uid),
-                        gid=wire.number(gid),
-                        mtime_ns=wire.number(mtime),
-                        link_target=to_text(target) if target else None,
-                        target_mode=wire.number(target_mode) if target_mode else None,
-                        xattrs={to_text(k): to_text(v) for k, v in zip(pairs[::2], pairs[1::2], strict=True)},
-                    )
-                )
-            if len(entries) > wire.MAX_ENTRIES:
-                raise ValueError("too many entries")
+                kind, name, count = wire.number(fields[at]), to_text(fields[at + 1]), wire.number(fields[at + 2])
+                at += 3
+                if count not in (0, 10) or not 0 <= kind < len(EVENT_KINDS):
+                    raise ValueError("an event of the wrong shape")
+                entries = self._entries(fields[at : at + count])
+                at += count
+                events.append(WatchEvent(EVENT_KINDS[kind], name, entries[0] if entries else None))
+        except (ValueError, IndexError) as error:
+            raise self._channel.broken(f"events that do not parse: {error}") from None
+        return events
+
+    def _entries(self, fields: Sequence[bytes]) -> Entries:
+        """Parse entries; breaks the link where they do not parse."""
+        try:
+            return entries_of(fields)
         except ValueError as error:
             raise self._channel.broken(f"entries that do not parse: {error}") from None
-        return entries
+
+
+def entries_of(fields: Sequence[bytes]) -> Entries:
+    """Parse entries. ValueError where they do not parse."""
+    entries = []
+    at = 0
+    while at < len(fields):
+        name, path, mode, size, uid, gid, mtime, target, target_mode, count = fields[at : at + 10]
+        at += 10
+        pairs = fields[at : at + 2 * wire.number(count)]
+        if wire.number(count) < 0 or len(pairs) != 2 * wire.number(count):
+            raise ValueError("attributes are cut off")
+        at += len(pairs)
+        entries.append(
+            Entry(
+                name=to_text(name),
+                path=to_text(path),
+                mode=wire.number(mode),
+                size=wire.number(size),
+                uid=wire.number(uid),
+                gid=wire.number(gid),
+                mtime_ns=wire.number(mtime),
+                link_target=to_text(target) if target else None,
+                target_mode=wire.number(target_mode) if target_mode else None,
+                xattrs={to_text(k): to_text(v) for k, v in zip(pairs[::2], pairs[1::2], strict=True)},
+            )
+        )
+    if len(entries) > wire.MAX_ENTRIES:
+        raise ValueError("too many entries")
+    return entries

@@ -24,6 +24,7 @@ from sandboxkit.provider import _errors
 from sandboxkit.provider._asyncio import Here, TrioCall
 from sandboxkit.provider._base import OnOutput, OnResult
 from sandboxkit.provider._e2b._commands import START_LIMIT, E2BCommand, Listener, Stopped, told
+from sandboxkit.provider._e2b._confined import EngineConfined, has_confined
 from sandboxkit.provider._e2b._files import E2BFiles
 from sandboxkit.provider._e2b._loopback import is_on_the_engine, loopback_url
 from sandboxkit.provider._e2b._own_engine import CallOnOwnEngine
@@ -56,6 +57,7 @@ class E2BSandbox:
         self._way = way
         self._template = template
         self._end_at = end_at
+        self._has_confined: bool | None = None
         self._files = E2BFiles(raw, way, lambda: self._end_at)
 
     @property
@@ -77,6 +79,11 @@ class E2BSandbox:
     @property
     def files(self) -> E2BFiles:
         return self._files
+
+    async def confined(self, root: str) -> EngineConfined | None:
+        if self._has_confined is None:
+            self._has_confined = await self._way()(has_confined, self._raw, root)
+        return EngineConfined(self._raw, self._way, root) if self._has_confined else None
 
     async def run_code(
         self,
