@@ -24,7 +24,6 @@ Descriptors ride on the last packet of their message (SCM_RIGHTS), at most 16.
     CANCEL       number of a LIST, REMOVE, DIAL or ACCEPT                            (none of its own)
     LISTEN       port                                                                port (another where it is taken)
     ACCEPT       port of a LISTEN                                                    a connected TCP socket
-    FILE_OPEN    path, flags, mode                                                   a number for the next five
     FILE_FACTS   file                                                                size, mtime, inode, 1 = marked
     FILE_READ    file, size, position                                                bytes
     FILE_WRITE   file, bytes                                                         how many were written
@@ -33,8 +32,8 @@ Descriptors ride on the last packet of their message (SCM_RIGHTS), at most 16.
     RESIZE       pid, columns, rows
     SPACE        paths                                                               bytes used of their file systems
 
-Over frames (`_framed`) there are no descriptors: what is a socket, a pipe or a terminal above is a lane there, OPEN is
-refused, and the verbs from FILE_OPEN on are used, which work over both.
+Over frames (`_framed`) there are no descriptors: what is a socket, a pipe or a terminal above is a lane there, and a
+file is a number at the end of the answer's fields, for the verbs from FILE_FACTS on.
 
 An entry is name, path, mode, size, uid, gid, mtime in ns, resolved link target or "", its mode or "", n, and n pairs
 of attribute name and value. Every request but CANCEL has exactly one answer: OK with fields, or FAIL with errno, text
@@ -133,12 +132,7 @@ class AgentLink:
 
     async def open_file(self, path: str, flags: int, mode: int = 0o644) -> File:
         """Open a regular file; see `_base.Agent.open_file`."""
-        if self._channel.passes_descriptors:
-            return DescriptorFile(await self.open(path, flags, mode))
-        fields, _ = await self._channel.ask(
-            wire.FILE_OPEN, [to_bytes(path), flags, mode], undo=lambda handle: (wire.FILE_CLOSE, [handle])
-        )
-        return RemoteFile(self._channel, self._channel.number(fields))
+        return (await self._open(wire.OPEN, [to_bytes(path), flags, mode], flags))[0]
 
     async def resize(self, pid: int, terminal: int, *, cols: int, rows: int) -> None:
         """Set a terminal's size; see `_base.Agent.resize`."""
@@ -222,6 +216,15 @@ class AgentLink:
     def close(self) -> None:
         """Let go of the socket; what still waits gets AgentLost. Idempotent; does not call `on_lost`."""
         self._channel.close()
+
+    async def _open(self, kind: int, asked: Sequence[bytes | int], flags: int) -> tuple[File, Sequence[bytes]]:
+        """Send a request whose answer is an open file, over frames its number behind the fields. Returns the fields,
+        too."""
+        if self._channel.passes_descriptors:
+            fields, got = await self._channel.ask(kind, asked, takes=lambda fd: check_file(fd, flags), descriptors=1)
+            return DescriptorFile(got[0]), fields
+        fields, _ = await self._channel.ask(kind, asked, undo=wire.FILE_CLOSE)
+        return RemoteFile(self._channel, self._channel.number(fields[-1:])), fields[:-1]
 
     async def _start(
         self,
