@@ -92,7 +92,10 @@ class FramedAgent(Agent):
     # packets
 
     def send(self, request: int, kind: int, fields: _files.Fields, fds: tuple[int, ...] = ()) -> None:
-        """Send one message. A descriptor with it becomes a lane; the caller closes its own."""
+        """Send one message. A descriptor with it becomes a lane, or, where it is a file, a number at the end of the
+        fields; the caller closes its own."""
+        if fds and stat.S_ISREG(os.fstat(fds[0]).st_mode):
+            fields, fds = [*fields, self.files.keep(fds[0])], ()
         if kind == EXIT:
             marks = [(pipe, pipe.sent + pipe.available()) for pipe in self.programs.pop(request, ()) if pipe.gives]
             for pipe, _ in marks:

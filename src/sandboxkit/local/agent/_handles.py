@@ -9,16 +9,15 @@ from ._codec import (
     FILE_CLOSE,
     FILE_EMPTY,
     FILE_FACTS,
-    FILE_OPEN,
     FILE_READ,
     FILE_WRITE,
     MAX_READ,
     number,
 )
-from ._files import XATTR_PREFIX, Fields, fail, open_file
+from ._files import XATTR_PREFIX, Fields, fail
 
 MOST = 256
-VERBS = (FILE_OPEN, FILE_FACTS, FILE_READ, FILE_WRITE, FILE_EMPTY, FILE_CLOSE)
+VERBS = (FILE_FACTS, FILE_READ, FILE_WRITE, FILE_EMPTY, FILE_CLOSE)
 
 
 class Handles:
@@ -30,8 +29,6 @@ class Handles:
 
     def do(self, kind: int, args: list[bytes]) -> Fields:
         """Carry out one verb. OSError where the kernel refuses, EBADF for a number that is not open."""
-        if kind == FILE_OPEN:
-            return [self.take(open_file(args[0], number(args[1]), number(args[2])))]
         handle = number(args[0])
         fd = self._open.get(handle)
         if fd is None:
@@ -50,11 +47,11 @@ class Handles:
             os.close(fd)
         return []
 
-    def take(self, fd: int) -> int:
-        """Keep an open file; its number. EMFILE, and it is closed, where there are too many."""
+    def keep(self, fd: int) -> int:
+        """Keep a duplicate of a descriptor open, and return its number. EMFILE where there are too many."""
         if len(self._open) >= MOST:
-            os.close(fd)
             raise fail(errno.EMFILE, b"")
+        fd = os.dup(fd)
         handle, self._next = self._next, self._next + 1
         self._open[handle] = fd
         return handle

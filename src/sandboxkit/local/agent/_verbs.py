@@ -6,7 +6,7 @@ import os
 
 from . import _confined, _watch
 from ._beneath import Root
-from ._codec import BENEATH_FILE, BENEATH_LONG, BENEATH_OPEN, OK, WATCH, WATCH_END, WATCH_NEXT, number
+from ._codec import BENEATH_LONG, BENEATH_OPEN, OK, WATCH, WATCH_END, WATCH_NEXT, number
 
 TYPE_CHECKING = False  # the module of that name takes longer to import than all of this
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ class Verbs:
 
     def handle(self, request: int, kind: int, args: list[bytes]) -> None:
         """Carry out one request. OSError is told to the engine by the loop."""
-        if kind in (BENEATH_OPEN, BENEATH_FILE):
-            self.open(request, args, by_number=kind == BENEATH_FILE)
+        if kind == BENEATH_OPEN:
+            self.open(request, args)
         elif kind == WATCH:
             self.agent.send(request, OK, [self.watches.add(*args)])
         elif kind == WATCH_NEXT:
@@ -42,9 +42,8 @@ class Verbs:
             except StopIteration as done:
                 self.agent.send(request, OK, done.value)
 
-    def open(self, request: int, args: list[bytes], *, by_number: bool) -> None:
-        """Pass a descriptor, or keep it here under a number: `read` a file, `stage` a new one beside it, or `write` in
-        place."""
+    def open(self, request: int, args: list[bytes]) -> None:
+        """Pass a file on: `read` one, `stage` a new one beside it, or `write` in place."""
         how, path, identity, name = args[:4]
         with Root(path, identity, make=how == b"stage") as root:
             if how == b"read":
@@ -58,9 +57,6 @@ class Verbs:
                 fd = _confined.in_place(root, name, number(args[4]), number(args[5]))
                 fields = []
             fields.insert(0, root.identity)
-            if by_number:
-                self.agent.send(request, OK, [self.agent.files.take(fd), *fields])
-                return
             try:
                 self.agent.send(request, OK, fields, (fd,))
             finally:

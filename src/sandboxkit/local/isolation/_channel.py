@@ -31,8 +31,6 @@ LARGE = frozenset({wire.LIST, wire.BENEATH_LONG})
 NO_DESCRIPTORS = "the engine has no descriptors left"
 
 DescriptorCheck = Callable[[int], None]
-Undo = Callable[[int], tuple[int, list[bytes | int]]]
-"""Gets the number that an answer begins with; returns the request that takes it back."""
 
 
 def to_bytes(text: str) -> bytes:
@@ -58,7 +56,7 @@ class _Request:
     kind: int
     future: asyncio.Future[tuple[list[bytes], list[int]]]
     within: float | None = ANSWER_WITHIN
-    undo: Undo | None = None
+    undo: int = 0
     deadline: asyncio.TimerHandle | None = None
     body: bytearray = field(default_factory=bytearray)
 
@@ -115,10 +113,10 @@ class Channel:
         descriptors: int = 0,
         within: float | None = ANSWER_WITHIN,
         status: asyncio.Future[ExitStatus] | None = None,
-        undo: Undo | None = None,
+        undo: int = 0,
     ) -> tuple[list[bytes], list[int]]:
-        """Send one request and wait for its answer; `within` of None waits for as long as the box lives. `undo` says
-        what to send where the answer comes and nobody will take it.
+        """Send one request and wait for its answer; `within` of None waits for as long as the box lives. `undo` is
+        the request that takes the answer's last number back, where it comes and nobody will take it.
 
         Raises:
             AgentError: the operation failed inside.
@@ -196,8 +194,8 @@ class Channel:
         close_all(fds)
         if request.kind == wire.SPAWN:
             self._kill_orphan(wire.number(fields[0]))
-        elif request.undo is not None:
-            self.tell(*request.undo(wire.number(fields[0] if fields else b"")))
+        elif request.undo:
+            self.tell(request.undo, [wire.number(fields[-1] if fields else b"")])
 
     def _late(self, number: int) -> None:
         """A request had no answer in time."""

@@ -24,7 +24,6 @@ Descriptors ride on the last packet of their message (SCM_RIGHTS), at most 16.
     CANCEL       number of a LIST, REMOVE, DIAL, ACCEPT, or the like                 (none of its own)
     LISTEN       port                                                                port (another where it is taken)
     ACCEPT       port of a LISTEN                                                    a connected TCP socket
-    FILE_OPEN    path, flags, mode                                                   a number for the next five
     FILE_FACTS   file                                                                size, mtime, inode, 1 = marked
     FILE_READ    file, size, position                                                bytes
     FILE_WRITE   file, bytes                                                         how many were written
@@ -35,13 +34,12 @@ Descriptors ride on the last packet of their message (SCM_RIGHTS), at most 16.
     BENEATH      operation, root, identity or "", its arguments                      identity, its fields
     BENEATH_LONG the same, for what may take long
     BENEATH_OPEN read | stage | write, root, identity or "", path, flags, mode       a regular file, and fields
-    BENEATH_FILE the same                                                            a number as of FILE_OPEN, fields
     WATCH        root or "", identity or "", path, 1 = recursive, 1 = with entries   its number
     WATCH_NEXT   number, 1 = wait                                                    events
     WATCH_END    number
 
-Over frames (`_framed`) there are no descriptors: what is a socket, a pipe or a terminal above is a lane there, OPEN is
-refused, and the verbs from FILE_OPEN on are used, which work over both.
+Over frames (`_framed`) there are no descriptors: what is a socket, a pipe or a terminal above is a lane there, and a
+file is a number at the end of the answer's fields, for the verbs from FILE_FACTS on.
 
 An entry is name, path, mode, size, uid, gid, mtime in ns, resolved link target or "", its mode or "", n, and n pairs
 of attribute name and value. An event is its type (0-5), its name, and n: 0, or 10 and as many fields of an entry.
@@ -149,12 +147,7 @@ class AgentLink:
 
     async def open_file(self, path: str, flags: int, mode: int = 0o644) -> File:
         """Open a regular file; see `_base.Agent.open_file`."""
-        if self._channel.passes_descriptors:
-            return DescriptorFile(await self.open(path, flags, mode))
-        fields, _ = await self._channel.ask(
-            wire.FILE_OPEN, [to_bytes(path), flags, mode], undo=lambda handle: (wire.FILE_CLOSE, [handle])
-        )
-        return RemoteFile(self._channel, self._channel.number(fields))
+        return (await self._open(wire.OPEN, [to_bytes(path), flags, mode], flags))[0]
 
     async def resize(self, pid: int, terminal: int, *, cols: int, rows: int) -> None:
         """Set a terminal's size; see `_base.Agent.resize`."""
@@ -237,23 +230,14 @@ class AgentLink:
     ) -> tuple[File, Fields]:
         """Open a regular file below a root; see `_base.Agent.open_beneath`."""
         asked: Asked = [how.encode(), to_bytes(root), identity, to_bytes(path), flags, mode]
-        if not self._channel.passes_descriptors:
-            fields, _ = await self._channel.ask(
-                wire.BENEATH_FILE, asked, undo=lambda handle: (wire.FILE_CLOSE, [handle])
-            )
-            return RemoteFile(self._channel, self._channel.number(fields)), fields[1:]
-        access = os.O_RDONLY if how == "read" else os.O_WRONLY | flags
-        fields, got = await self._channel.ask(
-            wire.BENEATH_OPEN, asked, takes=lambda fd: check_file(fd, access), descriptors=1
-        )
-        return DescriptorFile(got[0]), fields
+        return await self._open(wire.BENEATH_OPEN, asked, os.O_RDONLY if how == "read" else os.O_WRONLY | flags)
 
     async def watch(
         self, path: str, *, root: str = "", identity: bytes = b"", recursive: bool = False, entries: bool = False
     ) -> int:
         """Begin to watch a directory; see `_base.Agent.watch`."""
         asked: Asked = [to_bytes(root), identity, to_bytes(path), int(recursive), int(entries)]
-        fields, _ = await self._channel.ask(wire.WATCH, asked, undo=lambda number: (wire.WATCH_END, [number]))
+        fields, _ = await self._channel.ask(wire.WATCH, asked, undo=wire.WATCH_END)
         return self._channel.number(fields)
 
     async def watch_next(self, number: int, *, waits: bool) -> Events:
@@ -281,6 +265,15 @@ class AgentLink:
     def close(self) -> None:
         """Let go of the socket; what still waits gets AgentLost. Idempotent; does not call `on_lost`."""
         self._channel.close()
+
+    async def _open(self, kind: int, asked: Sequence[bytes | int], flags: int) -> tuple[File, Fields]:
+        """Send a request whose answer is an open file, over frames its number behind the fields. Returns the fields,
+        too."""
+        if self._channel.passes_descriptors:
+            fields, got = await self._channel.ask(kind, asked, takes=lambda fd: check_file(fd, flags), descriptors=1)
+            return DescriptorFile(got[0]), fields
+        fields, _ = await self._channel.ask(kind, asked, undo=wire.FILE_CLOSE)
+        return RemoteFile(self._channel, self._channel.number(fields[-1:])), fields[:-1]
 
     async def _start(
         self,
