@@ -136,6 +136,11 @@ def folder(template_id: str) -> Path | None:
     return None
 
 
+def folders() -> tuple[Path, ...]:
+    """Where the folders of the templates that come with the library lie."""
+    return tuple(root for root in _roots() if root.is_dir())
+
+
 def _roots() -> tuple[Path, ...]:
     here = Path(__file__).resolve()
     # In a wheel the folders are package data; in a checkout (an editable install) they lie beside `src`.
@@ -145,8 +150,7 @@ def _roots() -> tuple[Path, ...]:
 @cache
 def _registered() -> dict[str, Template]:
     """The registry, filled at first use with the library's own templates."""
-    root = next((root for root in _roots() if root.is_dir()), None)
-    files = sorted(root.glob("*/template.json")) if root is not None else []
+    files = [file for root in folders()[:1] for file in sorted(root.glob("*/template.json"))]
     own = [_read(file) for file in files]
     return {template.id: template for template in own}
 

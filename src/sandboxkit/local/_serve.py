@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from sandboxkit import template
 from sandboxkit._types import Endpoint
 from sandboxkit.errors import EngineUnavailable
 from sandboxkit.local import _log
@@ -85,7 +86,9 @@ def serve(config: EngineConfig, *, on_ready: OnReady | None = None, parent_pipe:
         with _naming_what_is_full():
             home.mkdir(parents=True, exist_ok=True)
             runsc = find_runsc() if config.isolation == "gvisor" else None
-            namespace = enter(state_dir, readable=[str(home), *([runsc] if runsc else [])])
+            # In a checkout the templates lie beside `src`, and only `src` is on Python's path.
+            readable = [str(home), *map(str, template.folders()), *([runsc] if runsc else [])]
+            namespace = enter(state_dir, readable=readable)
             indexes.place_certificates(namespace.runtime / "etc")
         isolation = GvisorIsolation(namespace, runsc) if runsc else BubblewrapIsolation(namespace)
         templates = BuiltTemplates()
