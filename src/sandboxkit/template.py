@@ -136,6 +136,12 @@ def folder(template_id: str) -> Path | None:
     return None
 
 
+def folders() -> tuple[str, ...]:
+    """Ids of the templates that come with the library."""
+    root = next((root for root in _roots() if root.is_dir()), None)
+    return tuple(sorted(file.parent.name for file in root.glob("*/template.json"))) if root is not None else ()
+
+
 def _roots() -> tuple[Path, ...]:
     here = Path(__file__).resolve()
     # In a wheel the folders are package data; in a checkout (an editable install) they lie beside `src`.
@@ -151,11 +157,17 @@ def _registered() -> dict[str, Template]:
     return {template.id: template for template in own}
 
 
-def _read(file: Path) -> Template:
+def read_template(file: Path) -> Template:
+    """Read a `template.json`. ConfigurationError where it is none."""
     try:
         template = TypeAdapter(Template).validate_json(file.read_bytes())
     except ValidationError as error:
         raise ConfigurationError(f"{file} is not a valid template: {error}") from error
+    return template
+
+
+def _read(file: Path) -> Template:
+    template = read_template(file)
     if template.id != file.parent.name:
         raise ConfigurationError(f"{file} says id {template.id!r}; it has to be the name of its folder.")
     return template

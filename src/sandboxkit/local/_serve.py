@@ -26,20 +26,27 @@ from typing import Any
 from sandboxkit._types import Endpoint
 from sandboxkit.errors import EngineUnavailable
 from sandboxkit.local import _log
-from sandboxkit.local._config import EngineConfig, cache_home, state_root
+from sandboxkit.local._config import EngineConfig, cache_home, engine_uid, state_root
 from sandboxkit.local._descriptors import limit, means_exhausted, raise_limit
 from sandboxkit.local._env_file import EnvFile
 from sandboxkit.local._log import log
+from sandboxkit.local.control._builds import Builds
 from sandboxkit.local.control._parts import Services, WayOut
 from sandboxkit.local.control._registry import Registry
 from sandboxkit.local.control._rest import RestApi
 from sandboxkit.local.control._sandboxes import Sandboxes
+from sandboxkit.local.control._template_routes import TemplateRoutes
 from sandboxkit.local.control._templates import BuiltTemplates, Templates
 from sandboxkit.local.gateway._gateway import Gateway
 from sandboxkit.local.gateway._listener import Server, bind, server
 from sandboxkit.local.gateway.egress._dialler import Dialler
+from sandboxkit.local.gateway.egress._proxy import Egress
+from sandboxkit.local.gateway.egress._rules import Policy
+from sandboxkit.local.images._builder import Builder
+from sandboxkit.local.images._builder import Network as BuildNetwork
+from sandboxkit.local.images._store import Store, give_store
 from sandboxkit.local.indexes import KnownIndexes
-from sandboxkit.local.isolation._base import Isolation
+from sandboxkit.local.isolation._base import Box, Isolation
 
 ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 PARENT_POLL = 2.0
@@ -82,12 +89,22 @@ def serve(config: EngineConfig, *, on_ready: OnReady | None = None, parent_pipe:
         indexes = KnownIndexes()
         with _naming_what_is_full():
             home.mkdir(parents=True, exist_ok=True)
+            give_store(home, engine_uid())
             namespace = enter(state_dir, readable=[str(home)])
             indexes.place_certificates(namespace.runtime / "etc")
         isolation = BubblewrapIsolation(namespace)
-        templates = BuiltTemplates()
+        store = Store(home)
+        templates = BuiltTemplates(store)
         services = Services(envd=EnvdService, interpreter=InterpreterService)
-        engine = Engine(config, listener, isolation=isolation, services=services, templates=templates, indexes=indexes)
+        engine = Engine(
+            config,
+            listener,
+            isolation=isolation,
+            services=services,
+            templates=templates,
+            indexes=indexes,
+            store=store,
+        )
         try:
             asyncio.run(_run_until_told(engine, ready, parent_pipe))
         finally:
@@ -126,6 +143,7 @@ class Engine:
         services: Services,
         templates: Templates,
         indexes: KnownIndexes | None = None,
+        store: Store | None = None,
     ) -> None:
         self._config = config
         self._indexes = KnownIndexes() if indexes is None else indexes
@@ -133,12 +151,14 @@ class Engine:
         self._isolation = isolation
         self._services = services
         self._templates = templates
+        self._store = store
         self._end = asyncio.Event()
 
     async def run(self, *, on_ready: OnReady) -> None:
         """Start, call `on_ready` once requests are answered, answer until told to end, end."""
         started = time.monotonic()
         await self._isolation.start()
+        way_out = WayOut(Dialler(closed_ports=frozenset({self._listener.getsockname()[1]})), self._indexes)
         sandboxes = Sandboxes(
             registry=Registry(
                 max_sandboxes=self._config.max_sandboxes,
@@ -151,8 +171,9 @@ class Engine:
             max_creating=self._config.max_creating,
             create_timeout=self._config.create_timeout,
             warm=self._config.warm,
-            way_out=WayOut(Dialler(closed_ports=frozenset({self._listener.getsockname()[1]})), self._indexes),
+            way_out=way_out,
         )
+        builds = self._builds(way_out)
         endpoint, domain = _addresses(self._config, self._listener)
         rest = RestApi(
             config=self._config,
@@ -161,6 +182,9 @@ class Engine:
             sandboxes=sandboxes,
             templates=self._templates,
             indexes=self._indexes,
+            template_routes=TemplateRoutes(builds=builds, store=self._store, templates=self._templates)
+            if builds is not None and self._store is not None
+            else None,
         )
         any_address = not _is_loopback(self._config.host)
         http = server(Gateway(rest=rest.application(), sandboxes=sandboxes, any_address=any_address))
@@ -182,8 +206,22 @@ class Engine:
             await asyncio.wait([ending, serving], return_when=asyncio.FIRST_COMPLETED)
             ending.cancel()
         finally:
-            await self._shut_down(sandboxes, http, serving)
+            await self._shut_down(sandboxes, builds, http, serving)
             serving.cancel()
+
+    def _builds(self, way_out: WayOut) -> Builds | None:
+        """What builds templates; nothing where there is no place to keep them."""
+        if self._store is None:
+            return None
+
+        async def connect(box: Box) -> BuildNetwork:
+            endpoints = (await self._indexes.get()).endpoints
+            egress = Egress(box.agent, way_out.dialler)
+            await egress.set_policy(Policy(packages=endpoints))
+            return BuildNetwork(way_out.variables(egress), egress.aclose)
+
+        builder = Builder(self._store, self._isolation, connect)
+        return Builds(store=self._store, templates=self._templates, builder=builder)
 
     @property
     def shutdown_timeout(self) -> float:
@@ -194,11 +232,15 @@ class Engine:
         """Let it end, in order. Safe to call again."""
         self._end.set()
 
-    async def _shut_down(self, sandboxes: Sandboxes, http: Server, serving: asyncio.Task[None]) -> None:
+    async def _shut_down(
+        self, sandboxes: Sandboxes, builds: Builds | None, http: Server, serving: asyncio.Task[None]
+    ) -> None:
         started = time.monotonic()
         in_time = True
         try:
             async with asyncio.timeout(self._config.shutdown_timeout):
+                if builds is not None:
+                    await builds.aclose()
                 await sandboxes.aclose()
                 http.end()
                 await serving

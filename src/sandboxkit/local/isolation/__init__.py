@@ -31,6 +31,7 @@ from sandboxkit.local.isolation._base import (
     Layer,
     LimitInForce,
     Limits,
+    Overlay,
     Process,
     Usage,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "Layer",
     "LimitInForce",
     "Limits",
+    "Overlay",
     "Process",
     "Usage",
     "checks",
