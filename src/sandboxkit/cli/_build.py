@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sandboxkit._types import CODE_INTERPRETER
 from sandboxkit.errors import ConfigurationError, TemplateBuildFailed
-from sandboxkit.template import Template, folder, read_template
+from sandboxkit.template import Template, folder, folders, read_template
 
 TAIL = 40
 
@@ -38,7 +39,8 @@ def find_folder(name: str) -> Folder:
     if not (path / "template.py").is_file():
         raise ConfigurationError(
             f"{name!r} is neither a template of the library nor a folder with a template.py. "
-            "`sandboxkit templates ls` lists the first, `sandboxkit templates init NAME DIR` makes the second."
+            f"Those of the library: {', '.join((CODE_INTERPRETER, *others()))}. `sandboxkit templates init NAME DIR` "
+            "makes a folder of your own."
         )
     path = path.resolve()
     entry = read_template(path / "template.json") if (path / "template.json").is_file() else None
@@ -128,6 +130,11 @@ def _run(wish: dict[str, Any], environment: dict[str, str], on_line: Callable[[s
     if error is not None or not built:
         message = error["message"] if error is not None else f"its program ended with status {process.returncode}"
         raise TemplateBuildFailed(f"Template {wish['name']!r} could not be built: {message}", log_tail="\n".join(tail))
+
+
+def others() -> tuple[str, ...]:
+    """The library's templates beside the one that the engine has of itself."""
+    return tuple(name for name in folders() if name != CODE_INTERPRETER)
 
 
 FILES = {

@@ -42,8 +42,8 @@ from sandboxkit.local.gateway._listener import Server, bind, server
 from sandboxkit.local.gateway.egress._dialler import Dialler
 from sandboxkit.local.gateway.egress._proxy import Egress
 from sandboxkit.local.gateway.egress._rules import Policy
+from sandboxkit.local.images._build_box import Network as BuildNetwork
 from sandboxkit.local.images._builder import Builder
-from sandboxkit.local.images._builder import Network as BuildNetwork
 from sandboxkit.local.images._store import Store, give_store
 from sandboxkit.local.indexes import KnownIndexes
 from sandboxkit.local.isolation._base import Box, Isolation
@@ -142,8 +142,8 @@ class Engine:
         isolation: Isolation,
         services: Services,
         templates: Templates,
+        store: Store,
         indexes: KnownIndexes | None = None,
-        store: Store | None = None,
     ) -> None:
         self._config = config
         self._indexes = KnownIndexes() if indexes is None else indexes
@@ -182,9 +182,7 @@ class Engine:
             sandboxes=sandboxes,
             templates=self._templates,
             indexes=self._indexes,
-            template_routes=TemplateRoutes(builds=builds, store=self._store, templates=self._templates)
-            if builds is not None and self._store is not None
-            else None,
+            template_routes=TemplateRoutes(builds=builds, store=self._store, templates=self._templates),
         )
         any_address = not _is_loopback(self._config.host)
         http = server(Gateway(rest=rest.application(), sandboxes=sandboxes, any_address=any_address))
@@ -209,10 +207,8 @@ class Engine:
             await self._shut_down(sandboxes, builds, http, serving)
             serving.cancel()
 
-    def _builds(self, way_out: WayOut) -> Builds | None:
-        """What builds templates; nothing where there is no place to keep them."""
-        if self._store is None:
-            return None
+    def _builds(self, way_out: WayOut) -> Builds:
+        """What builds templates. A build's boxes reach the package indexes, whatever sandboxes may reach."""
 
         async def connect(box: Box) -> BuildNetwork:
             endpoints = (await self._indexes.get()).endpoints
@@ -232,15 +228,12 @@ class Engine:
         """Let it end, in order. Safe to call again."""
         self._end.set()
 
-    async def _shut_down(
-        self, sandboxes: Sandboxes, builds: Builds | None, http: Server, serving: asyncio.Task[None]
-    ) -> None:
+    async def _shut_down(self, sandboxes: Sandboxes, builds: Builds, http: Server, serving: asyncio.Task[None]) -> None:
         started = time.monotonic()
         in_time = True
         try:
             async with asyncio.timeout(self._config.shutdown_timeout):
-                if builds is not None:
-                    await builds.aclose()
+                await builds.aclose()
                 await sandboxes.aclose()
                 http.end()
                 await serving

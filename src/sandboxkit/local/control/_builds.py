@@ -24,7 +24,8 @@ from sandboxkit.local._log import log
 from sandboxkit.local.control._refusals import Refused, bad_request, unsupported
 from sandboxkit.local.control._templates import Templates
 from sandboxkit.local.images import BuiltTemplate
-from sandboxkit.local.images._builder import Builder, BuildFailed, Level
+from sandboxkit.local.images._build_box import BuildFailed, Level
+from sandboxkit.local.images._builder import Builder
 from sandboxkit.local.images._records import DEFAULT_TAG
 from sandboxkit.local.images._steps import BadDefinition, base_of, digest, read_definition
 from sandboxkit.local.images._store import BuildRecord, Store, TemplateRecord

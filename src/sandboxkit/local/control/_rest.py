@@ -76,7 +76,7 @@ class RestApi:
         sandboxes: Sandboxes,
         templates: Templates,
         indexes: KnownIndexes,
-        template_routes: TemplateRoutes | None = None,
+        template_routes: TemplateRoutes,
     ) -> None:
         self._config = config
         self._template_routes = template_routes
@@ -104,7 +104,7 @@ class RestApi:
             ("POST", "/sandboxes/{id}/refreshes", self._refresh),
             ("GET", "/sandboxes/{id}/metrics", self._metrics),
             ("PUT", "/sandboxes/{id}/network", self._set_network),
-            *(self._template_routes.guarded() if self._template_routes is not None else []),
+            *self._template_routes.guarded(),
             ("DELETE", "/templates/{id:path}", self._delete_template),
             *((method, path, _refuser(what)) for (method, path), what in UNSUPPORTED.items()),
         ]
@@ -112,10 +112,7 @@ class RestApi:
             routes=[
                 Route("/health", _health, methods=["GET"]),
                 *(Route(path, self._guarded(handler), methods=[method]) for method, path, handler in routes),
-                *(
-                    Route(path, handler, methods=[method])
-                    for method, path, handler in (self._template_routes.open() if self._template_routes else ())
-                ),
+                *(Route(path, handler, methods=[method]) for method, path, handler in self._template_routes.open()),
             ],
             exception_handlers={HTTPException: _unknown_route, Refused: _refused},
         )
@@ -283,7 +280,7 @@ class RestApi:
 
     async def _delete_template(self, request: Request) -> Response:
         name = request.path_params["id"]
-        if self._template_routes is not None and self._template_routes.delete(name):
+        if self._template_routes.delete(name):
             return Response(status_code=204)
         raise Refused(404, f"There is no template {name[:128]!r}", error_code=TemplateNotFound.code)
 
