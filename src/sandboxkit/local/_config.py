@@ -43,7 +43,7 @@ class EngineConfig:
         create_timeout: the longest that making one sandbox may take, its wait for a turn included; 503 past that.
         warm: boxes of each template in use that are kept ready, with their interpreter, for the next sandboxes; fewer
             where memory is short, 0 for none.
-        warm_from_start: keep them of every built template from the start on, and not from its first use on.
+        warm_from_start: keep them of the engine's own templates from the start on, and not from their first use on.
         shutdown_timeout: the longest that an orderly end may take; the process ends then in any case, and the next
             engine removes what was left.
         log_level: the least level that is written to standard error.

@@ -27,7 +27,7 @@ from sandboxkit.local.control._registry import SHOWN_AS, Query, Sandbox, State, 
 from sandboxkit.local.control._sandboxes import Sandboxes
 from sandboxkit.local.control._template_routes import TemplateRoutes
 from sandboxkit.local.control._templates import Templates
-from sandboxkit.local.images import BuiltTemplate
+from sandboxkit.local.images import OWN, BuiltTemplate
 from sandboxkit.local.indexes import KnownIndexes
 from sandboxkit.local.isolation._base import LimitInForce, Limits
 
@@ -120,8 +120,8 @@ class RestApi:
         return application
 
     def expect_all(self) -> None:
-        """Keep blank boxes of every template that is built."""
-        for name in self._templates.known():
+        """Keep blank boxes of the engine's own templates that are built; those of others come with their first use."""
+        for name in OWN:
             try:
                 template = self._templates.find(name)
             except TemplateNotBuilt:
@@ -213,6 +213,8 @@ class RestApi:
         live = self._sandboxes.live(sandbox.sandbox_id)
         if live is not None:
             detail["limits"] = [_limit(limit) for limit in live.box.limits]
+        if notes := self._template_routes.notes(sandbox.wanted.template_id):
+            detail["templateNotes"] = notes
         if sandbox.wanted.network.shown is not None:
             detail["network"] = dict(sandbox.wanted.network.shown)
         return JSONResponse(detail)

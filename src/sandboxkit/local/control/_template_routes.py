@@ -240,6 +240,12 @@ class TemplateRoutes:
             raise _no_template(record.name)
         return JSONResponse(shown | {"builds": [_shown_build(build) for build in record.builds.values()]})
 
+    def notes(self, name: str) -> list[str]:
+        """Where a template is not what its definition asked for."""
+        record = self._store.read(name) if NAME.fullmatch(name) else None
+        build = build_of(record, "latest") if record is not None else None
+        return list(build.notes) if build is not None else []
+
     def delete(self, name: str) -> bool:
         """Delete a template, all its tags and builds; sandboxes of it go on. False where there is none of this name.
 
@@ -382,4 +388,6 @@ def _shown_build(build: BuildRecord) -> Mapping[str, object]:
         "memoryMB": build.memory_mb,
         "diskSizeMB": build.disk_mb,
         "envdVersion": ENVD_VERSION,
+        "python": build.python,
+        "notes": list(build.notes),
     }

@@ -15,9 +15,9 @@ TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
 def split_name(text: str) -> tuple[str, str]:
-    """`name:tag` as both; the tag is `default` where there is none."""
+    """`name:tag` as both, the name in lower case; the tag is `default` where there is none."""
     name, _, tag = text.partition(":")
-    return name, tag or DEFAULT_TAG
+    return name.lower(), tag or DEFAULT_TAG
 
 
 def build_of(record: TemplateRecord, tag: str) -> BuildRecord | None:

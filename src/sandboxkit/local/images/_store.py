@@ -186,6 +186,13 @@ class Store:
             return tuple(sorted(unquote(name) for name in entries if not name.startswith(".")))
         return ()
 
+    def stamp(self, name: str) -> int:
+        """Changes whenever the record of a template does; 0 where there is none."""
+        try:
+            return self._record(name).stat().st_mtime_ns
+        except OSError:
+            return 0
+
     def read(self, name: str) -> TemplateRecord | None:
         """The record of a template; None where there is none, or none that can be read."""
         try:
