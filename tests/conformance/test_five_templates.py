@@ -134,6 +134,29 @@ def test_what_the_registry_lists_is_installed(name: str, options: dict[str, Any]
         assert {library: pinned[library] for library in template.libraries} == found
 
 
+def test_the_interpreter_can_be_built_upon(options: dict[str, Any]) -> None:
+    """The commonest template of E2B's users: the interpreter, and some packages more; its cells see them."""
+    from e2b import Template as Builder
+    from e2b_code_interpreter import Sandbox
+
+    template = (
+        Builder()
+        .from_template("code-interpreter-v1")
+        .pip_install(["colorama==0.4.6", "et-xmlfile==1.1.0"])
+        .set_envs({"FLAVOUR": "own"})
+        .run_cmd("echo data > data.txt")
+    )
+    Builder.build(template, "sandboxkit-test-interpreter", **options)
+    with Sandbox.create("sandboxkit-test-interpreter", timeout=120, **options) as sandbox:
+        code = "import colorama, et_xmlfile, pandas, os; print(colorama.__version__, et_xmlfile.__version__)"
+        ran = sandbox.run_code(f"{code}; print(open('data.txt').read(), os.environ['FLAVOUR'])")
+        assert ran.error is None, ran.error
+        assert "".join(ran.logs.stdout).split() == ["0.4.6", "1.1.0", "data", "own"]
+        assert sandbox.run_code("pandas.DataFrame({'a': [1]})").results[0].html
+    with Sandbox.create("code-interpreter-v1", timeout=120, **options) as sandbox:
+        assert sandbox.run_code("import colorama").error is not None
+
+
 @pytest.mark.parametrize("name", NODE)
 def test_node_is_new_enough(name: str, options: dict[str, Any]) -> None:
     """Node is 24, or the machine's own from 22.19 on, and npm goes with it."""

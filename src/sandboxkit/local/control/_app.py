@@ -120,14 +120,13 @@ class App:
                     continue
                 if not piece:
                     return
-                if size + len(piece) > KEPT:
-                    size = _halve(file)
-                size += os.pwrite(file, piece, size)
+                with contextlib.suppress(OSError):  # its disk is full, for one; it goes on without a log
+                    if size + len(piece) > KEPT:
+                        size = _halve(file)
+                    size += os.pwrite(file, piece, size)
                 if len(piece) == PIECE:
                     await asyncio.sleep(PACE)
-        except (AgentError, AgentLost):
-            return
-        except OSError as error:  # its disk is full, for one
+        except (AgentError, AgentLost) as error:
             log(logging.WARNING, "app.log_failed", sandbox_id=self._settings.sandbox_id, error=str(error))
         finally:
             os.close(output)

@@ -40,7 +40,7 @@ def make_layer(
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o755)
-    with _lock(layers / ".lock", on_wait=on_wait):
+    with lock(layers / ".lock", on_wait=on_wait):
         remove_left(layers)
         found = find_layer(home, name)
         if found is not None and is_good(found):
@@ -138,7 +138,7 @@ def prune_layers(home: Path, *, keep_bytes: int) -> int:
     if not layers.is_dir():
         return 0
     freed = 0
-    with _lock(layers / ".lock", on_wait=lambda: None):
+    with lock(layers / ".lock", on_wait=lambda: None):
         freed += remove_left(layers)
         freed += remove_superseded(layers)
         found = sorted(_all(layers), key=lambda path: path.stat().st_mtime)
@@ -169,10 +169,11 @@ def _take_away(layer: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _lock(path: Path, *, on_wait: Callable[[], object]) -> Iterator[None]:
+def lock(path: Path, *, on_wait: Callable[[], object]) -> Iterator[None]:
     import fcntl
 
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    # Only for reading: root, who clears up in another user's store, may have made it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

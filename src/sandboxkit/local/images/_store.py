@@ -28,8 +28,10 @@ from sandboxkit.local.images._cache import (
     TEMPORARY,
     find_layer,
     hold_layer,
+    lock,
     next_generation,
     prune_layers,
+    remove_left,
     remove_tree,
 )
 
@@ -110,15 +112,24 @@ class Store:
             usable = found is not None and (not force or found != before)
             if usable and found is not None and await asyncio.to_thread(_manifest.layer_damage, found) is None:
                 return found
-            working = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=self.root / "layers"))
-            with hold_layer(working):
+            with contextlib.ExitStack() as held:
+                working = await asyncio.to_thread(self._begin, held)
                 try:
-                    os.chmod(working, 0o755)
                     await fill(working)
                     return await asyncio.to_thread(self._finish, working, name)
                 except BaseException:
                     await asyncio.shield(asyncio.to_thread(remove_tree, working))
                     raise
+
+    def _begin(self, held: contextlib.ExitStack) -> Path:
+        """A new directory that is held, after what dead makers have left was removed."""
+        layers = self.root / "layers"
+        with lock(layers / ".lock", on_wait=lambda: None):
+            remove_left(layers)
+            working = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=layers))
+            working.chmod(0o755)
+            held.enter_context(hold_layer(working))
+        return working
 
     def _finish(self, working: Path, name: str) -> Path:
         _manifest.write(working)
