@@ -298,10 +298,11 @@ def test_templates_stand_on_templates(world: World, folder: Path) -> None:
     name = f"t{uuid.uuid4().hex[:8]}"
     from e2b import Template
 
-    world.build(begun(folder).set_envs({"A": "1"}).set_workdir("/app").run_cmd("echo below > one"), name)
-    above = Template().from_template(name).run_cmd("cat one > two; echo $A >> two")
+    below = begun(folder).set_envs({"A": "1"}).copy("a.txt", "/data/").set_workdir("/app").run_cmd("echo below > one")
+    world.build(below, name)
+    above = Template().from_template(name).run_cmd("cat one /data/a.txt > two; echo $A >> two")
     world.build(above, f"{name}-above")
-    assert world.run(f"{name}-above", "cat two; pwd").splitlines() == ["below", "1", "/app"]
+    assert world.run(f"{name}-above", "cat two; pwd; ls /data").splitlines() == ["below", "hello1", "/app", "a.txt"]
 
 
 def test_the_async_sdk_and_builds_in_the_background(world: World, folder: Path) -> None:

@@ -27,8 +27,9 @@ from sandboxkit.local.images import BuiltTemplate
 from sandboxkit.local.images._build_box import BuildFailed, Level
 from sandboxkit.local.images._builder import Builder
 from sandboxkit.local.images._records import DEFAULT_TAG
-from sandboxkit.local.images._steps import BadDefinition, base_of, digest, read_definition
+from sandboxkit.local.images._steps import BadDefinition, Definition, base_of, digest, read_definition
 from sandboxkit.local.images._store import BuildRecord, Store, TemplateRecord
+from sandboxkit.local.isolation._base import HOME
 
 MAX_BUILDS = 200
 """Builds that are remembered, with their logs."""
@@ -163,6 +164,9 @@ class Builds:
             if error.option:
                 raise unsupported(error.option, f"{where}{error.message}") from None
             raise bad_request(f"{where}{error.message}") from None
+        if below is not None:
+            inherited = tuple(one.target for one in below.overlays if one.target != HOME)
+            definition = replace(definition, inherited=inherited)
         if below is not None and not definition.start:
             definition = replace(definition, start=below.start, ready=below.ready)
         build.status = "building"
@@ -196,7 +200,7 @@ class Builds:
 
     # -- carrying out ---------------------------------------------------------------------------------------------
 
-    async def _carry_out(self, build: Build, definition: Any, below: BuiltTemplate | None) -> None:
+    async def _carry_out(self, build: Build, definition: Definition, below: BuiltTemplate | None) -> None:
         started = time.monotonic()
         try:
             if self._turns.locked():
@@ -215,7 +219,7 @@ class Builds:
                     disk_mb=build.disk_mb,
                     envs=dict(definition.envs),
                     workdir=definition.workdir,
-                    places=tuple(dict.fromkeys((*_places(below), *definition.places))),
+                    places=definition.places,
                     start=definition.start,
                     ready=definition.ready,
                     notes=notes,
@@ -273,9 +277,3 @@ class Builds:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-
-
-def _places(below: BuiltTemplate | None) -> tuple[str, ...]:
-    from sandboxkit.local.isolation._base import HOME
-
-    return tuple(one.target for one in below.overlays if one.target != HOME) if below is not None else ()

@@ -141,12 +141,14 @@ class Definition:
     start: str = ""
     ready: str = ""
     force: bool = False
+    inherited: tuple[str, ...] = ()
+    """Places of the template that it is built over."""
 
     @property
     def places(self) -> tuple[str, ...]:
         """Directories outside the home and the environment that its steps name: they can be written, too."""
         named = {place_of(path) for step in self.steps for path in (step.target, step.workdir) if path}
-        named.add(place_of(self.workdir))
+        named |= {place_of(self.workdir), *self.inherited}
         return tuple(sorted(named - {HOME, ENV_TARGET, "/tmp"}))
 
     def final_key(self, below: str) -> str:
