@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import httpx
@@ -23,6 +26,7 @@ from sandboxkit.local._serve import Engine
 from sandboxkit.local.control._parts import Services
 from sandboxkit.local.gateway._listener import bind
 from sandboxkit.local.images import BuiltTemplate
+from sandboxkit.local.images._store import Store, give_store
 from sandboxkit.local.isolation._base import Agent, AgentError, AgentLost, BoxEnd, BoxSpec, LimitInForce, Usage
 
 
@@ -173,6 +177,7 @@ class ThreeTemplates:
         return "base", "code-interpreter-v1", "unbuilt"
 
     def find(self, template_id: str) -> BuiltTemplate:
+        template_id = template_id.removesuffix(":default")
         if template_id not in self.known():
             raise TemplateNotFound(f"no template {template_id}")
         if template_id == "unbuilt":
@@ -212,6 +217,9 @@ class Running:
 @contextmanager
 def _starter() -> Iterator[Callable[..., Running]]:
     running: list[Running] = []
+    home = tempfile.TemporaryDirectory()
+    give_store(Path(home.name), os.geteuid())
+    store = Store(Path(home.name), uid=os.geteuid())
 
     def start(**values: Any) -> Running:
         config = EngineConfig(**{"warm": 0, **values})
@@ -229,6 +237,7 @@ def _starter() -> Iterator[Callable[..., Running]]:
                 isolation=parts["isolation"],
                 services=Services(envd=EchoService, interpreter=EchoInterpreter),
                 templates=ThreeTemplates(),
+                store=store,
             )
 
             def on_ready(endpoint: Endpoint) -> None:
@@ -249,6 +258,7 @@ def _starter() -> Iterator[Callable[..., Running]]:
     for one in running:
         one.client.close()
         one.stop()
+    home.cleanup()
 
 
 @pytest.fixture

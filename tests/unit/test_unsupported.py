@@ -10,7 +10,6 @@ import pytest
 from sandboxkit._types import NetworkPolicy
 from sandboxkit.errors import UnsupportedOption
 from sandboxkit.pool import AsyncSandboxPool, AsyncSession
-from sandboxkit.template import Template
 from sandboxkit.testing import FakeProvider
 
 SESSION_CALLS: list[tuple[str, Callable[[AsyncSandboxPool, AsyncSession], Awaitable[Any]]]] = [
@@ -21,10 +20,6 @@ SESSION_CALLS: list[tuple[str, Callable[[AsyncSandboxPool, AsyncSession], Awaita
 
 NETWORKS: list[Any] = [NetworkPolicy(allow=("example.org",), deny=("8.8.8.0/24",))]
 """Refused by the door, when the first sandbox is asked for."""
-
-PLAIN_CALLS: list[tuple[str, Callable[[], object]]] = [
-    ("Template.from_e2b_toml", lambda: Template.from_e2b_toml("e2b.toml")),
-]
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -55,11 +50,3 @@ async def test_a_network_that_cannot_be_had_is_refused(network: Any) -> None:
             await pool.session("a")
     assert caught.value.option == "network"
     assert fake.created == 0
-
-
-@pytest.mark.parametrize(("option", "call"), PLAIN_CALLS, ids=lambda value: value if isinstance(value, str) else "")
-def test_a_function_refuses_what_it_cannot_do(option: str, call: Callable[[], object]) -> None:
-    """A function whose work is not done refuses, and is named."""
-    with pytest.raises(UnsupportedOption) as caught:
-        call()
-    assert caught.value.option == option

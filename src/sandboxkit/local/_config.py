@@ -18,6 +18,8 @@ IsolationName = Literal["auto", "bwrap", "gvisor"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 DAY = 86_400
+ENGINE_UID = 90217
+"""The user that root's engine becomes: above Debian's and systemd's ranges, below shadow's subordinate uids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +44,7 @@ class EngineConfig:
         create_timeout: the longest that making one sandbox may take, its wait for a turn included; 503 past that.
         warm: boxes of each template in use that are kept ready, with their interpreter, for the next sandboxes; fewer
             where memory is short, 0 for none.
-        warm_from_start: keep them of every built template from the start on, and not from its first use on.
+        warm_from_start: keep them of the engine's own templates from the start on, and not from their first use on.
         shutdown_timeout: the longest that an orderly end may take; the process ends then in any case, and the next
             engine removes what was left.
         log_level: the least level that is written to standard error.
@@ -142,3 +144,19 @@ def cache_home(environment: Mapping[str, str] = os.environ) -> Path:
 def state_root(config: EngineConfig) -> Path:
     """Return the directory beneath which each engine keeps its own while it runs."""
     return Path(config.state_root) if config.state_root else cache_home() / "run"
+
+
+def engine_uid() -> int:
+    """The user that an engine started by this process runs as: this one, or the reserved one where this is root.
+
+    Raises:
+        ConfigurationError: SANDBOXKIT_UID is not a uid.
+    """
+    if os.geteuid() != 0:
+        return os.geteuid()
+    text = os.environ.get("SANDBOXKIT_UID", "")
+    if not text:
+        return ENGINE_UID
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 2**32 - 1:
+        raise ConfigurationError(f"SANDBOXKIT_UID={text!r}: the number of an unprivileged user is needed.")
+    return int(text)

@@ -28,21 +28,28 @@ from sandboxkit import template
 from sandboxkit._types import Endpoint
 from sandboxkit.errors import EngineUnavailable
 from sandboxkit.local import _log
-from sandboxkit.local._config import EngineConfig, cache_home, state_root
+from sandboxkit.local._config import EngineConfig, cache_home, engine_uid, state_root
 from sandboxkit.local._descriptors import limit, means_exhausted, raise_limit
 from sandboxkit.local._env_file import EnvFile
 from sandboxkit.local._log import log
+from sandboxkit.local.control._builds import Builds
 from sandboxkit.local.control._parts import Services, WayOut
 from sandboxkit.local.control._registry import Registry
 from sandboxkit.local.control._rest import RestApi
 from sandboxkit.local.control._sandboxes import Sandboxes
+from sandboxkit.local.control._template_routes import TemplateRoutes
 from sandboxkit.local.control._templates import BuiltTemplates, Templates
 from sandboxkit.local.gateway._gateway import Gateway, by_host
 from sandboxkit.local.gateway._listener import Server, bind, listen_too, server
 from sandboxkit.local.gateway.egress._dialler import Dialler
+from sandboxkit.local.gateway.egress._proxy import Egress
+from sandboxkit.local.gateway.egress._rules import Policy
 from sandboxkit.local.gateway.preview._previews import Previews
+from sandboxkit.local.images._build_box import Network as BuildNetwork
+from sandboxkit.local.images._builder import Builder
+from sandboxkit.local.images._store import Store, give_store
 from sandboxkit.local.indexes import KnownIndexes
-from sandboxkit.local.isolation._base import Isolation
+from sandboxkit.local.isolation._base import Box, Isolation
 
 ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 PARENT_POLL = 2.0
@@ -85,15 +92,25 @@ def serve(config: EngineConfig, *, on_ready: OnReady | None = None, parent_pipe:
         indexes = KnownIndexes()
         with _naming_what_is_full():
             home.mkdir(parents=True, exist_ok=True)
+            give_store(home, engine_uid())
             runsc = find_runsc() if config.isolation == "gvisor" else None
             # In a checkout the templates lie beside `src`, and only `src` is on Python's path.
-            readable = [str(home), *map(str, template.folders()), *([runsc] if runsc else [])]
+            readable = [str(home), *map(str, template.roots()), *([runsc] if runsc else [])]
             namespace = enter(state_dir, readable=readable)
             indexes.place_certificates(namespace.runtime / "etc")
         isolation = GvisorIsolation(namespace, runsc) if runsc else BubblewrapIsolation(namespace)
-        templates = BuiltTemplates()
+        store = Store(home)
+        templates = BuiltTemplates(store)
         services = Services(envd=EnvdService, interpreter=InterpreterService)
-        engine = Engine(config, listener, isolation=isolation, services=services, templates=templates, indexes=indexes)
+        engine = Engine(
+            config,
+            listener,
+            isolation=isolation,
+            services=services,
+            templates=templates,
+            indexes=indexes,
+            store=store,
+        )
         try:
             asyncio.run(_run_until_told(engine, ready, parent_pipe))
         finally:
@@ -131,6 +148,7 @@ class Engine:
         isolation: Isolation,
         services: Services,
         templates: Templates,
+        store: Store,
         indexes: KnownIndexes | None = None,
     ) -> None:
         self._config = config
@@ -139,6 +157,7 @@ class Engine:
         self._isolation = isolation
         self._services = services
         self._templates = templates
+        self._store = store
         self._end = asyncio.Event()
 
     async def run(self, *, on_ready: OnReady) -> None:
@@ -146,6 +165,7 @@ class Engine:
         started = time.monotonic()
         await self._isolation.start()
         closed_ports = {self._listener.getsockname()[1]}
+        way_out = WayOut(Dialler(closed_ports=closed_ports), self._indexes)
         sandboxes = Sandboxes(
             registry=Registry(
                 max_sandboxes=self._config.max_sandboxes,
@@ -158,8 +178,9 @@ class Engine:
             max_creating=self._config.max_creating,
             create_timeout=self._config.create_timeout,
             warm=self._config.warm,
-            way_out=WayOut(Dialler(closed_ports=closed_ports), self._indexes),
+            way_out=way_out,
         )
+        builds = self._builds(way_out)
         endpoint, domain = _addresses(self._config, self._listener)
         previews = Previews(sandboxes=sandboxes, domain=domain, closed_ports=closed_ports)
         rest = RestApi(
@@ -170,6 +191,7 @@ class Engine:
             templates=self._templates,
             indexes=self._indexes,
             more=previews.routes(),
+            template_routes=TemplateRoutes(builds=builds, store=self._store, templates=self._templates),
         )
         gateway = partial(Gateway, rest=rest.application(), sandboxes=sandboxes, previews=previews)
         http = server(gateway(router=by_host(any_address=not _is_loopback(self._config.host))))
@@ -192,8 +214,20 @@ class Engine:
             await asyncio.wait([ending, serving], return_when=asyncio.FIRST_COMPLETED)
             ending.cancel()
         finally:
-            await self._shut_down(sandboxes, http, serving)
+            await self._shut_down(sandboxes, builds, http, serving)
             serving.cancel()
+
+    def _builds(self, way_out: WayOut) -> Builds:
+        """What builds templates. A build's boxes reach the package indexes, whatever sandboxes may reach."""
+
+        async def connect(box: Box) -> BuildNetwork:
+            endpoints = (await self._indexes.get()).endpoints
+            egress = Egress(box.agent, way_out.dialler)
+            await egress.set_policy(Policy(packages=endpoints))
+            return BuildNetwork(way_out.variables(egress), egress.aclose)
+
+        builder = Builder(self._store, self._isolation, connect)
+        return Builds(store=self._store, templates=self._templates, builder=builder)
 
     @property
     def shutdown_timeout(self) -> float:
@@ -204,11 +238,12 @@ class Engine:
         """Let it end, in order. Safe to call again."""
         self._end.set()
 
-    async def _shut_down(self, sandboxes: Sandboxes, http: Server, serving: asyncio.Task[None]) -> None:
+    async def _shut_down(self, sandboxes: Sandboxes, builds: Builds, http: Server, serving: asyncio.Task[None]) -> None:
         started = time.monotonic()
         in_time = True
         try:
             async with asyncio.timeout(self._config.shutdown_timeout):
+                await builds.aclose()
                 await sandboxes.aclose()
                 http.end()
                 await serving

@@ -12,11 +12,12 @@ from typing import Any, Protocol
 from starlette.datastructures import QueryParams
 
 from sandboxkit.local._sandbox import SandboxSettings
+from sandboxkit.local.control._app import App
 from sandboxkit.local.gateway.egress._dialler import Dialler
 from sandboxkit.local.gateway.egress._proxy import Egress
 from sandboxkit.local.gateway.preview._doors import Doors
 from sandboxkit.local.indexes import KnownIndexes
-from sandboxkit.local.isolation._base import Agent, Box, Layer, Usage
+from sandboxkit.local.isolation._base import HOME, Agent, Box, Layer, Overlay, Usage
 
 SAMPLES_KEPT = 720
 
@@ -83,7 +84,12 @@ class Recipe:
     """What a template contributes to a box."""
 
     layers: tuple[Layer, ...] = ()
+    overlays: tuple[Overlay, ...] = ()
     envs: Mapping[str, str] = field(default_factory=dict, repr=False)
+    has_environment: bool = False
+    workdir: str = HOME
+    start: str = ""
+    ready: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +111,8 @@ class Live:
     interpreter: InterpreterLike | None
     egress: Egress
     doors: Doors = field(default_factory=Doors)
+    app: App | None = None
+    """What its template's start command has started."""
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=SAMPLES_KEPT))
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by who stops its processes, or lets them go on."""

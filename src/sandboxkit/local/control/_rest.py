@@ -25,8 +25,9 @@ from sandboxkit.local.control._parts import Recipe, Sample
 from sandboxkit.local.control._refusals import Refused, bad_request, unsupported
 from sandboxkit.local.control._registry import SHOWN_AS, Query, Sandbox, State, Wanted
 from sandboxkit.local.control._sandboxes import Sandboxes
+from sandboxkit.local.control._template_routes import TemplateRoutes
 from sandboxkit.local.control._templates import Templates
-from sandboxkit.local.images import BuiltTemplate
+from sandboxkit.local.images import OWN, BuiltTemplate
 from sandboxkit.local.indexes import KnownIndexes
 from sandboxkit.local.isolation._base import LimitInForce, Limits
 
@@ -45,23 +46,9 @@ UNSUPPORTED: dict[tuple[str, str], str] = {
     ("GET", "/sandboxes/{id}/logs"): "sandbox logs",
     ("GET", "/v2/sandboxes/{id}/logs"): "sandbox logs",
     ("GET", "/snapshots"): "snapshots",
-    ("GET", "/templates"): "listing templates",
-    ("GET", "/v2/templates"): "listing templates",
     ("GET", "/default-templates"): "listing templates",
-    ("GET", "/templates/{id}"): "template details",
     ("PATCH", "/templates/{id}"): "updating templates",
     ("PATCH", "/v2/templates/{id}"): "updating templates",
-    ("POST", "/v3/templates"): "building templates over the API",
-    ("GET", "/templates/{id}/files/{hash}"): "building templates over the API",
-    ("POST", "/v2/templates/{id}/builds/{build}"): "building templates over the API",
-    ("GET", "/templates/{id}/builds/{build}/status"): "building templates over the API",
-    ("GET", "/templates/{id}/builds/{build}/logs"): "building templates over the API",
-    ("POST", "/templates/tags"): "template tags",
-    ("DELETE", "/templates/tags"): "template tags",
-    ("DELETE", "/templates/{id:path}"): "deleting templates and snapshots",
-    ("GET", "/templates/{id}/tags"): "template tags",
-    ("GET", "/templates/{id}/tags/count"): "template tags",
-    ("GET", "/templates/{id}/tags/exists"): "template tags",
     ("GET", "/templates/{id}/tags/groups"): "template tags",
     ("GET", "/templates/{id}/tags/{tag}/assignments"): "template tags",
     ("GET", "/volumes"): "volumes",
@@ -89,9 +76,11 @@ class RestApi:
         sandboxes: Sandboxes,
         templates: Templates,
         indexes: KnownIndexes,
+        template_routes: TemplateRoutes,
         more: Sequence[tuple[str, str, Handler]] = (),
     ) -> None:
         self._config = config
+        self._template_routes = template_routes
         self._api_key = api_key.encode()
         self._domain = domain
         self._sandboxes = sandboxes
@@ -118,13 +107,15 @@ class RestApi:
             ("GET", "/sandboxes/{id}/metrics", self._metrics),
             ("PUT", "/sandboxes/{id}/network", self._set_network),
             *self._more,
-            ("GET", "/templates/aliases/{alias:path}", self._alias),
+            *self._template_routes.guarded(),
+            ("DELETE", "/templates/{id:path}", self._delete_template),
             *((method, path, _refuser(what)) for (method, path), what in UNSUPPORTED.items()),
         ]
         application = Starlette(
             routes=[
                 Route("/health", _health, methods=["GET"]),
                 *(Route(path, self._guarded(handler), methods=[method]) for method, path, handler in routes),
+                *(Route(path, handler, methods=[method]) for method, path, handler in self._template_routes.open()),
             ],
             exception_handlers={HTTPException: _unknown_route, Refused: _refused},
         )
@@ -132,8 +123,8 @@ class RestApi:
         return application
 
     def expect_all(self) -> None:
-        """Keep blank boxes of every template that is built."""
-        for name in self._templates.known():
+        """Keep blank boxes of the engine's own templates that are built; those of others come with their first use."""
+        for name in OWN:
             try:
                 template = self._templates.find(name)
             except TemplateNotBuilt:
@@ -153,7 +144,7 @@ class RestApi:
                 max_timeout=self._config.max_timeout,
             )
             try:
-                template = self._templates.find(requests.template_name(wish.template))
+                template = self._templates.find(wish.template)
             except TemplateNotFound as error:
                 raise Refused(404, str(error), error_code=error.code) from error
             except TemplateNotBuilt as error:
@@ -225,6 +216,8 @@ class RestApi:
         live = self._sandboxes.live(sandbox.sandbox_id)
         if live is not None:
             detail["limits"] = [_limit(limit) for limit in live.box.limits]
+        if notes := self._template_routes.notes(sandbox.wanted.template_id):
+            detail["templateNotes"] = notes
         network = _ingress(sandbox) | dict(sandbox.wanted.network.shown or {})
         if network:
             detail["network"] = network
@@ -291,11 +284,11 @@ class RestApi:
 
     # -- templates ------------------------------------------------------------------------------------------------
 
-    async def _alias(self, request: Request) -> Response:
-        name = requests.template_name(request.path_params["alias"])
-        if name not in self._templates.known():
-            raise Refused(404, f"There is no template {name[:128]!r}", error_code=TemplateNotFound.code)
-        return JSONResponse({"templateID": name, "public": True})
+    async def _delete_template(self, request: Request) -> Response:
+        name = request.path_params["id"]
+        if self._template_routes.delete(name):
+            return Response(status_code=204)
+        raise Refused(404, f"There is no template {name[:128]!r}", error_code=TemplateNotFound.code)
 
     # -- all of them ----------------------------------------------------------------------------------------------
 
@@ -345,7 +338,16 @@ def _as_wanted(template: BuiltTemplate, wish: requests.CreateRequest, network: N
         public_traffic=wish.public_traffic,
         mask_host=wish.mask_host,
     )
-    return wanted, Recipe(layers=template.layers, envs=template.envs)
+    recipe = Recipe(
+        layers=template.layers,
+        overlays=template.overlays,
+        envs=template.envs,
+        has_environment=template.has_environment,
+        workdir=template.workdir,
+        start=template.start,
+        ready=template.ready,
+    )
+    return wanted, recipe
 
 
 def _ingress(sandbox: Sandbox) -> JSON:

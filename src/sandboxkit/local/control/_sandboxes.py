@@ -20,6 +20,7 @@ from sandboxkit.errors import SandboxkitError
 from sandboxkit.local._descriptors import are_short, means_exhausted
 from sandboxkit.local._log import log
 from sandboxkit.local._sandbox import SandboxSettings
+from sandboxkit.local.control._app import App
 from sandboxkit.local.control._blanks import Blank, Blanks, box_spec, kind_of
 from sandboxkit.local.control._network import Network
 from sandboxkit.local.control._parts import Live, Recipe, Sample, Services, WayOut
@@ -274,6 +275,8 @@ class Sandboxes:
             )
             raise could_not_be_made(error, self._create_timeout) from error
         self._live[sandbox_id] = live
+        if live.app is not None:
+            live.app.start()
         made = self._registry.made(sandbox_id, _now())
         if made.state is State.ENDING:
             await asyncio.shield(self._end(sandbox_id, "engine"))
@@ -315,6 +318,8 @@ class Sandboxes:
             access_token=sandbox.access_token,
             envs={**recipe.envs, **wanted.envs},
             has_interpreter=wanted.has_interpreter,
+            has_environment=recipe.has_environment,
+            workdir=recipe.workdir,
             network_variables=lambda: self._way_out.variables(egress),
             traffic_token=sandbox.traffic_token,
             mask_host=wanted.mask_host,
@@ -330,6 +335,7 @@ class Sandboxes:
             envd=self._services.envd(box.agent, settings),
             interpreter=interpreter,
             egress=egress,
+            app=App(box.agent, settings, recipe.start, recipe.ready) if recipe.start else None,
             last_cpu=(time.monotonic(), 0.0),
         )
 
@@ -408,6 +414,7 @@ class Sandboxes:
         traffic = live.egress.traffic
         steps = [live.doors.aclose, live.egress.aclose, live.box.kill, live.envd.aclose]
         steps += [live.interpreter.aclose] if live.interpreter else []
+        steps += [live.app.aclose] if live.app else []
         failed = None
         for step in steps:
             try:

@@ -33,6 +33,7 @@ from sandboxkit.local.isolation._base import (
     Layer,
     LimitInForce,
     Limits,
+    Overlay,
     Process,
     Usage,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "Layer",
     "LimitInForce",
     "Limits",
+    "Overlay",
     "Process",
     "Usage",
     "checks",

@@ -274,6 +274,22 @@ class Layer:
 
     source: str
     target: str
+    below: tuple[str, ...] = ()
+    """Further directories that show through it, the topmost first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlay:
+    """A directory that a box may write to, over directories of the host that it shares with others and that stay as
+    they are."""
+
+    target: str
+    """Where it appears inside; the home has its own in the box's tmpfs unless one is named for it."""
+    lowers: tuple[str, ...] = ()
+    """The topmost first."""
+    upper: str | None = None
+    """A name: what the box writes stays in `BoxSpec.kept`, below `up/` and this name. None: in the box's own sized
+    tmpfs, and is gone with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,6 +298,9 @@ class BoxSpec:
 
     box_id: str
     layers: tuple[Layer, ...] = ()
+    overlays: tuple[Overlay, ...] = ()
+    kept: str | None = None
+    """A host directory, empty, for what overlays with an `upper` keep. No limit but its file system's bounds it."""
     skeleton: str | None = None
     """A host directory copied into the home at the start."""
     limits: Limits = Limits()

@@ -97,9 +97,7 @@ class GvisorIsolation:
         try:
             try:
                 box.prepare()
-                layers = tuple(
-                    Layer(source=str(self._outer._layer(one.source)), target=one.target) for one in spec.layers
-                )
+                layers = tuple(Layer(source=str(self._outer._layer(one)), target=one.target) for one in spec.layers)
                 await box.boot(self._bwrap, lambda *fds: self._plan(spec, layers, *fds))
             except OSError as error:
                 raise EngineUnavailable(f"A sandbox could not be prepared: {error}.", sandbox_id=spec.box_id) from error
