@@ -32,7 +32,10 @@ while len(seen) < len(watched):
         number, _, _, length = struct.unpack_from("iIII", data)
         seen.add(watched[number])
         data = data[16 + length :]
-print(*sys.argv[1:], open(sys.argv[1]).read())
+text = ""
+while not text:  # the first event is that it was emptied
+    text = open(sys.argv[1]).read()
+print(*sys.argv[1:], text)
 """
 
 
