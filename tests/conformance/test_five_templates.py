@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from sandboxkit.local import _child, images
@@ -154,6 +155,9 @@ def test_the_interpreter_can_be_built_upon(options: dict[str, Any]) -> None:
         assert sandbox.run_code("pandas.DataFrame({'a': [1]})").results[0].html
     with Sandbox.create("code-interpreter-v1", timeout=120, **options) as sandbox:
         assert sandbox.run_code("import colorama").error is not None
+    key = {"X-API-KEY": options["api_key"]}
+    gone = httpx.delete(f"{options['api_url']}/templates/sandboxkit-test-interpreter", headers=key)
+    assert gone.status_code == 204
 
 
 @pytest.mark.parametrize("name", NODE)
