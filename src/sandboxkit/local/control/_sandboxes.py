@@ -413,8 +413,7 @@ class Sandboxes:
         # The box first: its services then see that their agent is lost, and end what they stream.
         traffic = live.egress.traffic
         steps = [live.doors.aclose, live.egress.aclose, live.box.kill, live.envd.aclose]
-        steps += [live.interpreter.aclose] if live.interpreter else []
-        steps += [live.app.aclose] if live.app else []
+        steps += [part.aclose for part in (live.interpreter, live.app) if part is not None]
         failed = None
         for step in steps:
             try:
