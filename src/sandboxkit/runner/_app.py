@@ -17,6 +17,8 @@ PACE = 0.1
 """Seconds between two questions whether it answers."""
 ANSWER_WITHIN = 20.0
 """Seconds that one answer may take; development servers compile before their first one."""
+FAIR = 1.0
+"""Seconds that an answer needs at least, to count as one that did not come."""
 ERRORS_FOR = 10.0
 """Seconds after which an app that answers with errors alone is not waited for any longer."""
 LOOK_EVERY = 1.0
@@ -58,9 +60,12 @@ async def wait(site: Site) -> None:
     status: int | None = None
     errors_since: float | None = None
     while (left := deadline - anyio.current_time()) > 0:
-        status = await site.sandbox.http_status(site.port, site.path, timeout=min(left, ANSWER_WITHIN))
-        if status is not None and status < 500:
+        within = min(left, ANSWER_WITHIN)
+        answer = await site.sandbox.http_status(site.port, site.path, timeout=within)
+        if answer is not None and answer < 500:
             return
+        if answer is not None or within >= FAIR:
+            status = answer  # what the last moment is too short for says nothing
         now = anyio.current_time()
         errors_since = None if status is None else errors_since or now
         if errors_since is not None and now - errors_since > ERRORS_FOR:

@@ -48,6 +48,22 @@ def test_a_link_may_lead_to_a_preview(preview: Open) -> None:
         assert there.server.header("origin") == [f"http://{there.host}"]
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("a=1; Domain=localhost; Path=/", "a=1; Path=/"),
+        ("a=1;domain=.localhost", "a=1"),
+        ("a=1; DOMAIN = localhost; Secure; domain=x", "a=1; Secure"),
+        ("a=domain=1; Path=/; Domain", "a=domain=1; Path=/"),
+        ("domain=localhost; Path=/", "domain=localhost; Path=/"),
+    ],
+)
+def test_cookies_of_a_preview_are_its_own(preview: Open, given: str, kept: str) -> None:
+    """A cookie goes back to the name that set it, and to no other below localhost, nor to localhost itself."""
+    with preview(b"HTTP/1.1 200 OK\r\nSet-Cookie: %s\r\nContent-Length: 2\r\n\r\nhi" % given.encode()) as there:
+        assert there.get().headers["set-cookie"] == kept
+
+
 def test_nothing_under_a_previews_name_reaches_the_api(preview: Open) -> None:
     """The engine's routes and headers mean nothing there, even with the key: all of it goes to the sandbox's server."""
     with preview(OK) as there:

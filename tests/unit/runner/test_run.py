@@ -9,6 +9,7 @@ import pytest
 
 from sandboxkit._types import TimeoutPolicy
 from sandboxkit.errors import (
+    AppNotReady,
     CodeTimeout,
     DependencyError,
     FragmentError,
@@ -295,6 +296,25 @@ async def test_a_result_survives_a_home_that_the_code_removed(stage: Stage) -> N
     assert result.files == ()
     assert result.execution is not None
     assert result.execution.text == "2"
+
+
+async def test_an_app_that_answers_is_a_result(stage: Stage) -> None:
+    """An app that runs already, and answers, is not started; the result has where it is."""
+    stage.sandbox.answers[8501] = 404
+    result = await stage.run(Fragment(template="app", code="x"), template=APP)
+    assert result.execution is None
+    assert result.app is not None
+    assert result.app.url == result.app.browser_url == stage.sandbox.browser_url(8501)
+    assert [step for step, _ in stage.steps] == ["write", "check", "start", "wait"]
+
+
+@pytest.mark.slow
+async def test_an_app_that_answers_with_errors_is_not_ready(stage: Stage) -> None:
+    """The error has the status, whatever the last moment of the wait was too short for."""
+    stage.sandbox.answers[8501] = 503
+    with pytest.raises(AppNotReady, match="the status 503") as caught:
+        await stage.run(Fragment(template="app", code="x"), template=APP, timeouts=TimeoutPolicy(ready=0.3))
+    assert caught.value.status == 503
 
 
 def test_code_may_name_its_own_file() -> None:

@@ -14,6 +14,7 @@ Headers that are between two neighbours (RFC 9110, 7.6.1) end here. `maskRequest
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ _TOKEN = b"e2b-traffic-access-token"
 _ROUTING = frozenset((b"e2b-sandbox-id", b"e2b-sandbox-port"))
 _SECRETS = frozenset((b"cookie", b"authorization"))
 _COOKIES = frozenset((b"set-cookie", b"set-cookie2"))
+_COOKIE_DOMAIN = re.compile(rb";\s*domain\s*(?:=[^;]*)?(?=;|$)", re.IGNORECASE)
 _FORWARDED = frozenset(
     (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-proto")
 )
@@ -137,7 +139,11 @@ def _from_here(name: bytes, value: bytes, seen: View) -> bytes:
 
 
 def _to_there(name: bytes, value: bytes, seen: View) -> bytes:
-    """A redirect to the Host that the server was told, in the words of the client."""
+    """A redirect to the Host that the server was told, in the words of the client; a cookie, for that host alone. One
+    for all of `localhost` would go to other previews and to this machine's other servers; not every client refuses it.
+    """
+    if name == b"set-cookie":
+        return _COOKIE_DOMAIN.sub(b"", value)
     there = b"http://" + seen.inside
     if seen.door != "named" and name == b"location":
         rest = value[len(there) :]
