@@ -70,6 +70,13 @@ def gvisor(session: nox.Session) -> None:
 
 
 @nox.session
+def mutation(session: nox.Session) -> None:
+    """Change the pool's pure decisions in every small way, and see that a test notices; `-- --sample 300` is quicker."""
+    session.install("-e", ".[test]")
+    session.run("python", "tests/mutation/mutate.py", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation into `site/`, strictly."""
     session.install("-e", ".[docs]")
@@ -83,3 +90,4 @@ def bench(session: nox.Session) -> None:
     session.run("python", "tests/bench/bench.py", *session.posargs)
     session.run("python", "tests/bench/start.py", *session.posargs)
     session.run("python", "tests/bench/safefs.py")
+    session.run("python", "tests/bench/pool.py", *session.posargs)

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 POOL = ROOT / "src" / "sandboxkit" / "pool"
 MODULES = ("_journal", "_lifetime", "_matching", "_pace", "_policy", "_slots", "_stock")
 TESTS = ("tests/unit/pool/test_policy.py", "tests/unit/pool/test_journal.py", "tests/property/test_pool_machine.py")
-LIMIT = 60
+LIMIT = 120
 """Seconds that the tests may take with one mutant; a mutant that hangs is noticed."""
 WANTED = 0.9
 
@@ -136,7 +136,6 @@ def survives(name: str, path: Path, tree: ast.Module | None) -> bool:
         os.setpgid(0, 0)
         code = 1
         try:
-            signal.alarm(LIMIT)
             nothing = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nothing, 1)
             os.dup2(nothing, 2)
@@ -144,12 +143,20 @@ def survives(name: str, path: Path, tree: ast.Module | None) -> bool:
                 sys.meta_path.insert(0, _Mutated(name, path, tree))
             import pytest
 
-            arguments = ["-x", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", "--no-header"]
+            arguments = ["-x", "-q", "--assert=plain", "-p", "no:randomly", "-p", "no:cacheprovider", "--no-header"]
             code = int(pytest.main([*arguments, *(str(ROOT / test) for test in TESTS)]))
         finally:
             os._exit(code)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status) == 0
+    deadline = time.monotonic() + LIMIT
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status) == 0
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return False
+        time.sleep(0.01)
 
 
 def main() -> int:
@@ -159,7 +166,7 @@ def main() -> int:
     parser.add_argument("--only", help="one module, such as _stock")
     options = parser.parse_args()
     os.chdir(ROOT)
-    os.environ["HYPOTHESIS_PROFILE"] = "ci"
+    os.environ["HYPOTHESIS_PROFILE"] = "mutation"
     # What no mutant concerns is imported once, here; the children inherit it.
     import hypothesis.stateful
     import pytest  # noqa: F401

@@ -90,7 +90,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.is_closed = False
         self.unsure: dict[int, int] = {}
         self.let_go = 0
-        self.told_lost = 0
+        self.told_lost: set[int] = set()
         self.renewing: set[int] = set()
         self.ever_held: set[int] = set()
         self.troubled: set[str] = set()
@@ -143,7 +143,7 @@ class PoolMachine(RuleBasedStateMachine):
                     self.killing.add(slot)
                     self.renewing.discard(slot)
                     assert slot in self.ever_held or self.alive[slot].adopt is None, "it was never ours"
-                    if reason not in ("closed", "replaced") and slot != self.told_lost:
+                    if reason not in ("closed", "replaced") and slot not in self.told_lost:
                         assert not self.holders(slot), f"{reason}, and in use"
                 case Grant(ticket, slot):
                     assert not self.is_closed
@@ -315,16 +315,16 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.alive)
     @rule(data=st.data(), reason=st.sampled_from(["lost", "asked", "expired", "failed"]))
     def sandbox_is_lost(self, data: st.DataObject, reason: Any) -> None:
-        self.told_lost = data.draw(st.sampled_from(sorted(self.alive)))
-        self.do(Lost(self.told_lost, reason))
-        self.told_lost = 0
+        slot = data.draw(st.sampled_from(sorted(self.alive)))
+        self.told_lost.add(slot)
+        self.do(Lost(slot, reason))
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data())
     def renew(self, data: st.DataObject) -> None:
         slot = data.draw(st.sampled_from(sorted(self.alive)))
-        self.renewing.discard(slot)
         self.do(Renewed(slot, self.now + LIFETIME))
+        self.renewing.discard(slot)
 
     # -- time, and the owner
 
