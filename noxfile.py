@@ -71,7 +71,7 @@ def gvisor(session: nox.Session) -> None:
 
 @nox.session
 def mutation(session: nox.Session) -> None:
-    """Change the pool's pure decisions in every small way, and see that a test notices; `-- --sample 300` is quicker."""
+    """Change the pool's pure decisions in every small way, and see that a test notices (`-- --sample 300`)."""
     session.install("-e", ".[test]")
     session.run("python", "tests/mutation/mutate.py", *session.posargs)
 
