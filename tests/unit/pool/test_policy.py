@@ -521,6 +521,17 @@ def test_detaching() -> None:
     assert "a" not in pool.bound
 
 
+def test_what_is_held_during_a_drain_goes_when_it_is_released() -> None:
+    """Held, promised or under way: whoever has it keeps it, and nobody gets it afterwards."""
+    pool = policy()
+    held(pool)
+    pool.step(ask(2), 0.0)
+    assert pool.step(Drain(), 1.0) == []
+    assert pool.step(Leave(1), 2.0) == [Kill(1, "drained")]
+    assert pool.step(Created(2), 2.0) == [Grant(2, 2, "created")]
+    assert pool.step(Leave(2), 3.0) == [Kill(2, "drained")]
+
+
 # -- lives --------------------------------------------------------------------------------------------------------
 
 
