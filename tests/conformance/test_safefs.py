@@ -23,7 +23,7 @@ from sandboxkit.errors import (
     SpecialFile,
     TooLarge,
 )
-from sandboxkit.provider._base import CreateRequest
+from sandboxkit.provider._base import CreateRequest, ProviderSandbox
 from sandboxkit.provider._e2b import E2BProvider
 from sandboxkit.safefs import AsyncSafeFS, _helper
 
@@ -104,8 +104,7 @@ def _passed_on(name: str) -> Any:
     return property(lambda self: getattr(self._sandbox, name))
 
 
-for _name in ("sandbox_id", "template", "end_at", "raw", "files", "run_code", "run_command", "start_command", "restart",
-              "extend", "is_running", "host", "url", "kill"):  # fmt: skip
+for _name in [name for name in dir(ProviderSandbox) if not name.startswith("_") and name != "confined"]:
     setattr(Plain, _name, _passed_on(_name))
 
 
