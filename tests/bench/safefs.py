@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from sandboxkit import AsyncSafeFS, AsyncSandboxPool, confine
+from sandboxkit.provider._base import ProviderSandbox
 
 PATHS = ("a", "data/x.csv", "./a//b/./c", "/home/user/deep/er/still/file.txt", "src/pkg/mod.py")
 
@@ -73,8 +74,7 @@ class _Plain:
         return None
 
 
-for _name in ("sandbox_id", "template", "end_at", "raw", "files", "run_code", "run_command", "start_command", "restart",
-              "extend", "is_running", "host", "url", "kill"):  # fmt: skip
+for _name in [name for name in dir(ProviderSandbox) if not name.startswith("_") and name != "confined"]:
     setattr(_Plain, _name, property(lambda self, name=_name: getattr(self.sandbox, name)))
 
 

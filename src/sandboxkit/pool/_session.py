@@ -432,13 +432,8 @@ class AsyncSession:
         return f"<{type(self).__name__} key={core.key!r} sandbox={self.sandbox_id} template={self.template} {state}>"
 
     def _tell_refused(self, error: SafeFSError) -> None:
-        self._lease.core.tell(
-            "path.refused",
-            path=ascii(error.path),
-            code=error.code,
-            level=self._files.level,
-            root_adversary=self._files.root_adversary,
-        )
+        facts = {"level": self._files.level, "root_adversary": self._files.root_adversary}
+        self._lease.core.tell("path.refused", path=ascii(error.path), code=error.code, **facts)
 
     def _bench(self, fragment: Fragment, on_event: EventHandler | None, allowed: bool) -> Bench:
         return bench(

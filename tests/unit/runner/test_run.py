@@ -236,13 +236,21 @@ async def test_a_main_file_that_is_there_already_can_be_run(stage: Stage) -> Non
 async def test_what_is_there_is_not_written_again(stage: Stage) -> None:
     """A file that has its text already is left alone, so that no server loads it again."""
     written: list[str] = []
-    write: Callable[..., Any] = stage.sandbox.files.write
+    confined: Callable[..., Any] = stage.sandbox.confined
 
-    async def noted(path: str, data: bytes) -> None:
-        written.append(path)
-        await write(path, data)
+    async def watched(root: str) -> Any:
+        own = await confined(root)
+        call = own.call
 
-    stage.sandbox.files.write = noted  # type: ignore[method-assign]  # the fake's own files
+        async def noted(asked: Any) -> Any:
+            if asked.operation == "write":
+                written.append(asked.path)
+            return await call(asked)
+
+        own.call = noted
+        return own
+
+    stage.sandbox.confined = watched  # type: ignore[method-assign]  # the fake's own files
     for text in ("1", "1", "2", "2"):
         await stage.run(code(text))
     assert written == ["/home/user/script.py"] * 2

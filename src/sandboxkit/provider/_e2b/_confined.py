@@ -42,7 +42,8 @@ class EngineConfined:
 
     async def _call(self, call: FileCall) -> FileAnswer:
         doing = f"{call.operation} below a root"
-        raw = bytearray()
+        pieces: list[bytes] = []
+        size = 0
         limit = call.max_answer + _SMALL
         try:
             with anyio.move_on_after(TRANSFER_LIMIT):
@@ -58,10 +59,11 @@ class EngineConfined:
                     if failure is not None:
                         raise failure
                     async for piece in response.aiter_raw():
-                        raw += piece
-                        if len(raw) > limit:
+                        pieces.append(piece)
+                        size += len(piece)
+                        if size > limit:
                             raise BrokenAnswer("it is longer than was asked for")
-                return decoded(bytes(raw))
+                return decoded(b"".join(pieces))
         except Exception as error:
             if not isinstance(error, httpx.HTTPError) and not _errors.is_from_the_sdk(error):
                 raise
