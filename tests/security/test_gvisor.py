@@ -55,8 +55,8 @@ def tried(action, *args):
 def connect(port):
     socket.create_connection(('127.0.0.1', port), 5).close()
 def abstract(name):
-    socket.socket(socket.AF_UNIX).connect('\\0' + name)
-status = dict(line.rstrip('\\n').split(':\\t', 1) for line in open('/proc/self/status') if ':\\t' in line)
+    socket.socket(socket.AF_UNIX).connect('\0' + name)
+status = dict(line.rstrip('\n').split(':\t', 1) for line in open('/proc/self/status') if ':\t' in line)
 print(json.dumps({
     'release': os.uname().release, 'node': os.uname().nodename, 'user': pwd.getpwuid(os.getuid()).pw_name,
     'ids': os.getresuid() + os.getresgid(), 'caps': [status['Cap' + k] for k in ('Inh', 'Prm', 'Eff', 'Bnd')],

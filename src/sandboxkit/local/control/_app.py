@@ -15,7 +15,7 @@ import time
 
 from sandboxkit.local._log import log
 from sandboxkit.local._sandbox import SandboxSettings
-from sandboxkit.local.isolation._base import Agent, AgentError, AgentLost, Process
+from sandboxkit.local.isolation._base import Agent, AgentError, AgentLost, File, Process
 
 LOG = "/tmp/.sandboxkit/app.log"
 KEPT = 512 * 1024
@@ -101,10 +101,10 @@ class App:
     async def _keep_log(self, output: int) -> None:
         """Write what it prints to its log, until the last of its processes has closed it."""
         loop = asyncio.get_running_loop()
-        file = -1
+        file: File | None = None
         try:
             await self._agent.make_dir(os.path.dirname(LOG))
-            file = await self._agent.open(LOG, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+            file = await self._agent.open_file(LOG, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
             os.set_blocking(output, False)
             size = 0
             while True:
@@ -120,26 +120,28 @@ class App:
                     continue
                 if not piece:
                     return
-                with contextlib.suppress(OSError):  # its disk is full, for one; it goes on without a log
+                with contextlib.suppress(OSError, AgentError):  # its disk is full, for one; it goes on without a log
                     if size + len(piece) > KEPT:
-                        size = _halve(file)
-                    size += os.pwrite(file, piece, size)
+                        size = await _halve(file)
+                    await file.write(piece)
+                    size += len(piece)
                 if len(piece) == PIECE:
                     await asyncio.sleep(PACE)
         except (AgentError, AgentLost) as error:
             log(logging.WARNING, "app.log_failed", sandbox_id=self._settings.sandbox_id, error=str(error))
         finally:
             os.close(output)
-            if file >= 0:
-                os.close(file)
+            if file is not None:
+                file.close()
 
 
-def _halve(file: int) -> int:
+async def _halve(file: File) -> int:
     """Keep the last half of what may be kept; returns the new size. The file is the sandbox's, and may be anything."""
-    end = os.fstat(file).st_size
-    kept = os.pread(file, KEPT // 2, max(0, end - KEPT // 2))
-    os.ftruncate(file, 0)
-    return os.pwrite(file, kept, 0)
+    end = (await file.facts()).size
+    kept = await file.read(KEPT // 2, max(0, end - KEPT // 2))
+    await file.empty()
+    await file.write(kept)
+    return len(kept)
 
 
 def _note(ready: asyncio.Future[None]) -> None:
