@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sandboxkit.errors import SandboxkitError
+from sandboxkit.errors import SandboxkitError, UnsupportedOption
 from sandboxkit.local._descriptors import means_exhausted
 
 
@@ -49,6 +49,8 @@ def could_not_be_made(error: BaseException, limit: float) -> Refused:
             error_code="no_descriptors",
             retry=False,
         )
+    if isinstance(error, UnsupportedOption):
+        return Refused(400, f"{error.option} is not supported by the local engine: {error}", error_code=error.code)
     if isinstance(error, SandboxkitError):
         return Refused(500, f"The sandbox could not be made: {error}", error_code=error.code, retry=False)
     return Refused(

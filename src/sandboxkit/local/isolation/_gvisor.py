@@ -8,7 +8,7 @@ import shutil
 import threading
 from collections.abc import Mapping
 
-from sandboxkit.errors import EngineUnavailable, IsolationUnavailable
+from sandboxkit.errors import EngineUnavailable, IsolationUnavailable, UnsupportedOption
 from sandboxkit.local.isolation import _runtime
 from sandboxkit.local.isolation._base import BoxEnd, BoxSpec, Layer, Limits
 from sandboxkit.local.isolation._bubblewrap import BOX_ID, BubblewrapIsolation
@@ -85,11 +85,16 @@ class GvisorIsolation:
 
     async def create(self, spec: BoxSpec) -> GvisorBox:
         """Make a box; see `_base.Isolation.create`. EngineUnavailable where it does not start, ValueError for a
-        `box_id` that is not 1-64 letters, digits, `-` and `_`, or that is in use."""
+        `box_id` that is not 1-64 letters, digits, `-` and `_`, or that is in use, UnsupportedOption for overlays."""
         if not BOX_ID.fullmatch(spec.box_id) or spec.box_id in self._boxes:
             raise ValueError(f"box_id {spec.box_id!r} is malformed or in use")
         if self._bwrap is None or self._closed:
             raise EngineUnavailable("The isolation is not started, or closed.", sandbox_id=spec.box_id)
+        if spec.overlays:
+            raise UnsupportedOption(
+                "A template with files of its own is not supported on gVisor; use bubblewrap (isolation='auto').",
+                option="template",
+            )
         cgroup, version = self._outer._cgroup(spec.box_id)
         directory = self._namespace.runtime / "boxes" / spec.box_id
         box = GvisorBox(spec, directory=directory, cgroup=cgroup, version=version, on_ended=self._ended)
