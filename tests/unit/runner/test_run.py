@@ -236,13 +236,13 @@ async def test_a_main_file_that_is_there_already_can_be_run(stage: Stage) -> Non
 async def test_what_is_there_is_not_written_again(stage: Stage) -> None:
     """A file that has its text already is left alone, so that no server loads it again."""
     written: list[str] = []
-    write: Callable[..., Any] = stage.sandbox.files.write
+    write: Callable[..., Any] = stage.sandbox.tree.write
 
-    async def noted(path: str, data: bytes) -> None:
+    def noted(path: str, *args: Any, **options: Any) -> Any:
         written.append(path)
-        await write(path, data)
+        return write(path, *args, **options)
 
-    stage.sandbox.files.write = noted  # type: ignore[method-assign]  # the fake's own files
+    stage.sandbox.tree.write = noted  # type: ignore[method-assign]  # the fake's own files, whoever writes them
     for text in ("1", "1", "2", "2"):
         await stage.run(code(text))
     assert written == ["/home/user/script.py"] * 2
