@@ -236,21 +236,13 @@ async def test_a_main_file_that_is_there_already_can_be_run(stage: Stage) -> Non
 async def test_what_is_there_is_not_written_again(stage: Stage) -> None:
     """A file that has its text already is left alone, so that no server loads it again."""
     written: list[str] = []
-    confined: Callable[..., Any] = stage.sandbox.confined
+    write: Callable[..., Any] = stage.sandbox.tree.write
 
-    async def watched(root: str) -> Any:
-        own = await confined(root)
-        call = own.call
+    def noted(path: str, *args: Any, **options: Any) -> Any:
+        written.append(path)
+        return write(path, *args, **options)
 
-        async def noted(asked: Any) -> Any:
-            if asked.operation == "write":
-                written.append(asked.path)
-            return await call(asked)
-
-        own.call = noted
-        return own
-
-    stage.sandbox.confined = watched  # type: ignore[method-assign]  # the fake's own files
+    stage.sandbox.tree.write = noted  # type: ignore[method-assign]  # the fake's own files, whoever writes them
     for text in ("1", "1", "2", "2"):
         await stage.run(code(text))
     assert written == ["/home/user/script.py"] * 2
