@@ -749,10 +749,8 @@ class Session:
         """Interrupt the code that runs in this process's sessions of the sandbox; variables and files stay.
 
         Each `run_code` under way returns an `Execution` whose error is a KeyboardInterrupt; its output went to the
-        callbacks, and is not in there. What other processes run is left alone, and so are commands.
-
-        Returns:
-            Whether anything was running.
+        callbacks, and is not in there. What other processes run is left alone, and so are commands. Returns whether
+        anything was running.
         """
         value: bool = self._portal.call(self._async.interrupt)
         return value

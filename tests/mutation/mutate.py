@@ -26,7 +26,12 @@ from types import ModuleType
 ROOT = Path(__file__).resolve().parent.parent.parent
 POOL = ROOT / "src" / "sandboxkit" / "pool"
 MODULES = ("_journal", "_lifetime", "_matching", "_pace", "_policy", "_slots", "_stock")
-TESTS = ("tests/unit/pool/test_policy.py", "tests/unit/pool/test_journal.py", "tests/property/test_pool_machine.py")
+TESTS = (
+    "tests/unit/pool/test_policy.py",
+    "tests/unit/pool/test_policy_ends.py",
+    "tests/unit/pool/test_journal.py",
+    "tests/property/test_pool_machine.py",
+)
 LIMIT = 120
 """Seconds that the tests may take with one mutant; a mutant that hangs is noticed."""
 WANTED = 0.9

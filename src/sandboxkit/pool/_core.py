@@ -68,6 +68,13 @@ class Core:
     """Set when the first attempt to kill it has ended, with `kill_error` where it failed."""
     kill_error: Exception | None = None
 
+    def interrupt(self) -> bool:
+        """Interrupt the code that runs; whether there was any."""
+        runs = list(self.runs)
+        for scope in runs:
+            scope.cancel()
+        return bool(runs)
+
     def why_gone(self) -> SandboxkitError | None:
         """The error for a use of this sandbox, None while it is there."""
         if self.gone is None:

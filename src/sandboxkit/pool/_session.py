@@ -324,16 +324,11 @@ class AsyncSession:
         """Interrupt the code that runs in this process's sessions of the sandbox; variables and files stay.
 
         Each `run_code` under way returns an `Execution` whose error is a KeyboardInterrupt; its output went to the
-        callbacks, and is not in there. What other processes run is left alone, and so are commands.
-
-        Returns:
-            Whether anything was running.
+        callbacks, and is not in there. What other processes run is left alone, and so are commands. Returns whether
+        anything was running.
         """
         self._lease.check()
-        runs = list(self._lease.core.runs)
-        for scope in runs:
-            scope.cancel()
-        return bool(runs)
+        return self._lease.core.interrupt()
 
     async def restart(self, *, context: str | None = None) -> None:
         """Start the interpreter anew: its variables are gone, files and commands stay.

@@ -6,24 +6,18 @@ from typing import Any
 
 import pytest
 
-from sandboxkit._types import TimeoutPolicy
-from sandboxkit.pool._lifetime import beat_every, renewal, retire_after, warm_margin
 from sandboxkit.pool._moves import (
     Abort,
     Accept,
     Acquire,
-    Close,
     Create,
     Created,
     CreateFailed,
-    Detach,
     Drain,
     Grant,
     Kill,
     Killed,
-    KillFailed,
     Leave,
-    LetGo,
     Limits,
     Lost,
     Refuse,
@@ -36,7 +30,7 @@ from sandboxkit.pool._moves import (
     Tick,
 )
 from sandboxkit.pool._pace import Pace
-from sandboxkit.pool._policy import RENEW_RETRY, UNSURE_ATTEMPTS, PoolPolicy
+from sandboxkit.pool._policy import RENEW_RETRY, PoolPolicy
 from sandboxkit.pool._stock import Stock
 
 X = Spec("x", (), ())
@@ -401,170 +395,3 @@ def test_a_refusal_frees_what_it_was_promised_for_those_before_it() -> None:
     out = pool.step(ask(3, "b", spec=Spec("y"), replace=True), 0.0)
     assert Refuse(1, "conflict", 1) in out
     assert pool.tickets[2].slot == 1
-
-
-# -- the ends -----------------------------------------------------------------------------------------------------
-
-
-def held(pool: PoolPolicy, *, end_at: float | None = 100.0, retire_at: float | None = None) -> None:
-    """Ticket 1 holds slot 1 of session a."""
-    pool.step(ask(1, "a"), 0.0)
-    pool.step(Created(1, end_at, retire_at), 0.0)
-    pool.step(Accept(1), 0.0)
-
-
-@pytest.mark.parametrize(
-    ("limits", "retire_at", "at", "reason"),
-    [
-        ({}, None, 100.0, "expired"),
-        ({}, 80.0, 80.0, "retired"),
-        ({"idle_timeout": 30.0}, None, 40.0, "shrunk"),
-        ({"idle_timeout": 95.0}, None, 100.0, "expired"),
-        ({"pauses": True, "idle_timeout": 200.0}, None, 210.0, "shrunk"),
-        ({"pauses": True}, 150.0, 150.0, "retired"),
-    ],
-)
-def test_an_idle_session_ends(limits: dict[str, Any], retire_at: float | None, at: float, reason: Any) -> None:
-    """By its lifetime, its age, or lying unused; where the end of a life is a pause, not by that."""
-    pool = policy(**limits)
-    held(pool, retire_at=retire_at)
-    assert pool.next_alarm() is None, "held"
-    pool.step(Leave(1), 10.0)
-    assert pool.next_alarm() == at
-    assert pool.step(Tick(), at - 0.1) == []
-    assert pool.step(Tick(), at) == [Kill(1, reason)]
-
-
-@pytest.mark.parametrize(
-    ("limits", "retire_at", "at", "reason"),
-    [({"max_uses": 1}, None, 5.0, "worn"), ({"keeps_idle": False}, None, 5.0, "released"), ({}, 5.0, 5.0, "retired")],
-)
-def test_what_is_not_kept_when_it_is_released(
-    limits: dict[str, Any], retire_at: float | None, at: float, reason: Any
-) -> None:
-    """Worn out, of a null pool, or too old."""
-    pool = policy(**limits)
-    held(pool, retire_at=retire_at)
-    assert pool.step(Leave(1), at) == [Kill(1, reason)]
-
-
-def test_uses_are_counted_by_openings() -> None:
-    """With two uses the first release keeps it."""
-    pool = policy(max_uses=2)
-    held(pool)
-    assert pool.step(Leave(1), 1.0) == []
-    pool.step(ask(2, "a"), 2.0)
-    pool.step(Accept(2), 2.0)
-    assert pool.step(Leave(2), 3.0) == [Kill(1, "worn")]
-
-
-def test_kills_are_tried_again() -> None:
-    """After 1, 2, 4 ... 60 s, half a second while closing; the place is taken meanwhile; an unsure one is given up."""
-    pool = policy()
-    held(pool)
-    pool.step(Lost(1, "asked"), 0.0)
-    now, waits = 0.0, []
-    for attempt in range(2, 10):
-        pool.step(KillFailed(1), now)
-        due = pool.next_alarm() or 0.0
-        waits.append(due - now)
-        now = due
-        assert pool.step(Tick(), now) == [Kill(1, "asked", attempt)]
-    assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
-    pool.step(KillFailed(1), now)
-    pool.step(Close(), now)
-    assert pool.next_alarm() == now + 0.5
-    pool.step(Tick(), now + 0.5)
-    pool.step(KillFailed(1), now + 0.5)
-    assert pool.next_alarm() == now + 1.0
-    assert pool.step(Killed(1), now + 0.7) == []
-    assert pool.slots == {}
-
-    pool = policy()
-    pool.step(ask(1, "a"), 0.0)
-    assert pool.step(CreateFailed(1, is_unsure=True), 0.0) == [Refuse(1, "create_failed", 1), Kill(1, "abandoned")]
-    now = 0.0
-    for _ in range(UNSURE_ATTEMPTS - 1):
-        pool.step(KillFailed(1), now)
-        now = pool.next_alarm() or 0.0
-        pool.step(Tick(), now)
-    pool.step(KillFailed(1), now)
-    assert pool.slots == {}
-
-
-def test_adopting() -> None:
-    """A sandbox that is there already is asked for whatever the pace; given up, it is let go of; held, it is ours."""
-    pool = policy(create_rate=0.1)
-    pool.step(ask(1, "a"), 0.0)
-    assert pool.step(ask(2, "b", adopt="s"), 0.0) == [Create(2, "b", X, "s")]
-    assert pool.step(ask(3, "c", adopt="s"), 0.0) == [Refuse(3, "conflict", 2)]
-    assert pool.step(ask(4, adopt="s"), 0.0) == [Refuse(4, "conflict", 2)]
-    assert pool.step(ask(5, "b", adopt="t"), 0.0) == [Refuse(5, "conflict", 2)]
-    assert pool.step(ask(6, "b"), 0.0) == []
-    assert pool.step(Created(2), 0.1) == [Grant(2, 2, "attached"), Grant(6, 2, "attached")]
-    pool.step(Leave(2), 0.2)
-    assert pool.step(Leave(6), 0.2) == [LetGo(2)]
-    pool.step(ask(7, "b", adopt="s"), 0.3)
-    pool.step(Created(3), 0.3)
-    pool.step(Accept(7), 0.3)
-    assert pool.step(Leave(7), 0.4) == []
-    assert pool.step(Close(), 0.5) == [Refuse(1, "closed"), Abort(1), Kill(3, "closed")]
-
-
-def test_detaching() -> None:
-    """It is not the pool's any more: no kill, its place is free, its key unbound."""
-    pool = policy(max_live=1)
-    held(pool)
-    pool.step(ask(2, "b"), 0.0)
-    assert pool.step(Detach(1), 1.0) == [Create(2, "b", X)]
-    assert pool.step(Leave(1), 1.0) == []
-    assert "a" not in pool.bound
-
-
-def test_what_is_held_during_a_drain_goes_when_it_is_released() -> None:
-    """Held, promised or under way: whoever has it keeps it, and nobody gets it afterwards."""
-    pool = policy()
-    held(pool)
-    pool.step(ask(2), 0.0)
-    assert pool.step(Drain(), 1.0) == []
-    assert pool.step(Leave(1), 2.0) == [Kill(1, "drained")]
-    assert pool.step(Created(2), 2.0) == [Grant(2, 2, "created")]
-    assert pool.step(Leave(2), 3.0) == [Kill(2, "drained")]
-
-
-# -- lives --------------------------------------------------------------------------------------------------------
-
-
-def test_renewals_by_example() -> None:
-    """On use: the lifetime, or the work's limit; by heartbeat: the lifetime; never beyond what is left."""
-    on_use = TimeoutPolicy(lifetime=100, floor=20)
-    assert renewal(on_use, remaining=95, work=10) is None
-    assert renewal(on_use, remaining=90, work=10) is None
-    assert renewal(on_use, remaining=89, work=10) == 100
-    assert renewal(on_use, remaining=95, work=99) == 100
-    assert renewal(on_use, remaining=100, work=300) == 300
-    assert renewal(on_use, remaining=None, work=0) == 100
-    assert renewal(on_use, remaining=500, work=0) is None
-    assert renewal(on_use, remaining=10, work=300, left=50) == 50
-    assert renewal(on_use, remaining=50, work=300, left=50) is None
-    assert renewal(on_use, remaining=None, work=0, left=-1) is None
-    assert renewal(TimeoutPolicy(lifetime=1000, floor=20), remaining=969, work=0) == 1000
-    assert renewal(TimeoutPolicy(lifetime=1000, floor=20), remaining=970, work=0) is None
-    beat = TimeoutPolicy(lifetime=100, floor=20, renew="heartbeat")
-    assert renewal(beat, remaining=95, work=300) is None
-    assert renewal(beat, remaining=60, work=300) == 100
-    assert renewal(TimeoutPolicy(renew="never"), remaining=None, work=5) is None
-
-
-def test_retirement_margins_and_beats() -> None:
-    """5 % early at most, less the floor; warm ones at half their life; three beats a life."""
-    capped = TimeoutPolicy(lifetime=600, floor=60, max_lifetime=1000)
-    assert retire_after(capped, jitter=0.0) == 940
-    assert retire_after(capped, jitter=1.0) == pytest.approx(890)
-    assert retire_after(TimeoutPolicy(), jitter=0.0) is None
-    assert warm_margin(TimeoutPolicy(lifetime=600, floor=60)) == 300
-    assert warm_margin(TimeoutPolicy(lifetime=100, floor=100)) == 90
-    assert warm_margin(TimeoutPolicy(lifetime=100, floor=60)) == 60
-    assert warm_margin(TimeoutPolicy(renew="never")) is None
-    assert beat_every(TimeoutPolicy(lifetime=90, renew="heartbeat")) == 30
-    assert beat_every(TimeoutPolicy()) is None
