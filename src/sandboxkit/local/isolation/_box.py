@@ -18,12 +18,15 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from sandboxkit.errors import EngineUnavailable
 from sandboxkit.local.isolation import _argv, _kernel
+from sandboxkit.local.isolation._archive import Packed
 from sandboxkit.local.isolation._base import AgentError, AgentLost, BoxEnd, BoxSpec, Usage
+from sandboxkit.local.isolation._copying import fill_trees, save_trees
 from sandboxkit.local.isolation._limits import Cgroup, inside_limits, report
 from sandboxkit.local.isolation._link import AgentLink
 from sandboxkit.local.isolation._processes import processes_of, usage_of
@@ -293,6 +296,18 @@ class BubblewrapBox:
         self._is_paused = False
         self._stopper.go_on()
         self.agent.release()
+
+    # -- keeping -------------------------------------------------------------------------------------------------
+
+    async def fill(self) -> None:
+        """Unpack what it starts with. ArchiveError where that is damaged."""
+        if self._spec.files is not None:
+            await fill_trees(self._directory, self._spec.files)
+
+    async def save(self, descriptor: int, *, most: int, stop: threading.Event) -> Packed:
+        """Write its files to a file; see `_base.Box.save`."""
+        self._must_live()
+        return await save_trees(self._directory, descriptor, most=most, stop=stop)
 
     # -- measuring -----------------------------------------------------------------------------------------------
 

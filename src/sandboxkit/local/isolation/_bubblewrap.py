@@ -87,6 +87,7 @@ class BubblewrapIsolation:
         try:
             try:
                 box.prepare()
+                await box.fill()
                 layers = tuple(Layer(source=str(self._layer(one.source)), target=one.target) for one in spec.layers)
                 await box.start(
                     self._bwrap,
