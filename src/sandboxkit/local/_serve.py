@@ -31,9 +31,12 @@ from sandboxkit.local._descriptors import limit, means_exhausted, raise_limit
 from sandboxkit.local._env_file import EnvFile
 from sandboxkit.local._log import log
 from sandboxkit.local.control._parts import Services, WayOut
+from sandboxkit.local.control._recipes import Recipes
 from sandboxkit.local.control._registry import Registry
 from sandboxkit.local.control._rest import RestApi
 from sandboxkit.local.control._sandboxes import Sandboxes
+from sandboxkit.local.control._snapshots import Snapshots
+from sandboxkit.local.control._store import Store, open_store
 from sandboxkit.local.control._templates import BuiltTemplates, Templates
 from sandboxkit.local.gateway._gateway import Gateway
 from sandboxkit.local.gateway._listener import Server, bind, server
@@ -82,16 +85,26 @@ def serve(config: EngineConfig, *, on_ready: OnReady | None = None, parent_pipe:
         indexes = KnownIndexes()
         with _naming_what_is_full():
             home.mkdir(parents=True, exist_ok=True)
-            namespace = enter(state_dir, readable=[str(home)])
+            namespace = enter(state_dir, readable=[str(home)], keeps=config.keep)
             indexes.place_certificates(namespace.runtime / "etc")
         isolation = BubblewrapIsolation(namespace)
         templates = BuiltTemplates()
         services = Services(envd=EnvdService, interpreter=InterpreterService)
-        engine = Engine(config, listener, isolation=isolation, services=services, templates=templates, indexes=indexes)
+        store = open_store(config, namespace.kept, state_dir)
+        engine = Engine(
+            config,
+            listener,
+            isolation=isolation,
+            services=services,
+            templates=templates,
+            store=store,
+            indexes=indexes,
+        )
         try:
             asyncio.run(_run_until_told(engine, ready, parent_pipe))
         finally:
             templates.close()
+            store.close()
             if env_file is not None:
                 env_file.close()
             release(namespace)
@@ -125,6 +138,7 @@ class Engine:
         isolation: Isolation,
         services: Services,
         templates: Templates,
+        store: Store,
         indexes: KnownIndexes | None = None,
     ) -> None:
         self._config = config
@@ -133,12 +147,14 @@ class Engine:
         self._isolation = isolation
         self._services = services
         self._templates = templates
+        self._store = store
         self._end = asyncio.Event()
 
     async def run(self, *, on_ready: OnReady) -> None:
         """Start, call `on_ready` once requests are answered, answer until told to end, end."""
         started = time.monotonic()
         await self._isolation.start()
+        recipes = Recipes(config=self._config, templates=self._templates, indexes=self._indexes)
         sandboxes = Sandboxes(
             registry=Registry(
                 max_sandboxes=self._config.max_sandboxes,
@@ -151,7 +167,12 @@ class Engine:
             max_creating=self._config.max_creating,
             create_timeout=self._config.create_timeout,
             warm=self._config.warm,
+            store=self._store,
+            recipes=recipes,
             way_out=WayOut(Dialler(closed_ports=frozenset({self._listener.getsockname()[1]})), self._indexes),
+        )
+        snapshots = Snapshots(
+            sandboxes, store=self._store, recipes=recipes, new_key=_new_id, is_strict=self._config.strict
         )
         endpoint, domain = _addresses(self._config, self._listener)
         rest = RestApi(
@@ -159,13 +180,15 @@ class Engine:
             api_key=endpoint.api_key,
             domain=domain,
             sandboxes=sandboxes,
+            snapshots=snapshots,
             templates=self._templates,
-            indexes=self._indexes,
+            recipes=recipes,
         )
         any_address = not _is_loopback(self._config.host)
         http = server(Gateway(rest=rest.application(), sandboxes=sandboxes, any_address=any_address))
         serving = asyncio.create_task(http.serve(sockets=[self._listener]), name="http")
         try:
+            snapshots.start()
             sandboxes.start()
             if self._config.warm_from_start:
                 rest.expect_all()
@@ -182,7 +205,7 @@ class Engine:
             await asyncio.wait([ending, serving], return_when=asyncio.FIRST_COMPLETED)
             ending.cancel()
         finally:
-            await self._shut_down(sandboxes, http, serving)
+            await self._shut_down(sandboxes, snapshots, http, serving)
             serving.cancel()
 
     @property
@@ -194,12 +217,15 @@ class Engine:
         """Let it end, in order. Safe to call again."""
         self._end.set()
 
-    async def _shut_down(self, sandboxes: Sandboxes, http: Server, serving: asyncio.Task[None]) -> None:
+    async def _shut_down(
+        self, sandboxes: Sandboxes, snapshots: Snapshots, http: Server, serving: asyncio.Task[None]
+    ) -> None:
         started = time.monotonic()
         in_time = True
         try:
             async with asyncio.timeout(self._config.shutdown_timeout):
                 await sandboxes.aclose()
+                await snapshots.aclose()
                 http.end()
                 await serving
         except TimeoutError:

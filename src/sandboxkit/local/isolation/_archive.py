@@ -24,13 +24,13 @@ looked at again when it is open. Nothing is ever run, and nothing is opened that
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import stat
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import BinaryIO
 
 MAGIC = b"sandboxkit files 1\n"
 DEEPEST = 256
@@ -94,7 +94,7 @@ def pack(trees: Mapping[str, int], descriptor: int, *, most: int, stop: Asked) -
 class _Sink:
     """Counts, sums up and bounds what is written."""
 
-    def __init__(self, file: io.BufferedWriter, most: int) -> None:
+    def __init__(self, file: BinaryIO, most: int) -> None:
         self._file = file
         self._most = most
         self._sum = hashlib.sha256()
@@ -219,7 +219,7 @@ def open_below(top: int, names: Sequence[bytes]) -> int:
 
 
 def _facts(descriptor: int, info: os.stat_result) -> list[bytes | int]:
-    attributes = []
+    attributes: list[tuple[bytes, bytes]] = []
     with suppress(OSError):
         for name in os.listxattr(descriptor):
             if name.startswith("user.") and len(attributes) < MOST_ATTRIBUTES:
@@ -267,7 +267,7 @@ def unpack(descriptor: int, trees: Mapping[str, int], *, stop: Asked) -> None:
 class _Source:
     """Reads exactly, and sums up what was read."""
 
-    def __init__(self, file: io.BufferedReader) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._sum = hashlib.sha256()
         if self.read(len(MAGIC)) != MAGIC:

@@ -60,9 +60,7 @@ class EngineNamespace:
     it."""
 
 
-def enter(
-    state_dir: str | os.PathLike[str], *, readable: Sequence[str] = (), keeps: bool = False
-) -> EngineNamespace:
+def enter(state_dir: str | os.PathLike[str], *, readable: Sequence[str] = (), keeps: bool = False) -> EngineNamespace:
     """Move this process into namespaces of its own. Call it before any thread and before any event loop.
 
     As root it forks: the caller goes on in the child, unprivileged, and the parent exits with the child's code.
