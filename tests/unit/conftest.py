@@ -231,10 +231,10 @@ class Running:
 def _starter() -> Iterator[Callable[..., Running]]:
     running: list[Running] = []
 
-    def start(*, kept: Path | None = None, **values: Any) -> Running:
+    def start(*, kept: Path | None = None, state: Path = Path("/nonexistent"), **values: Any) -> Running:
         config = EngineConfig(**{"warm": 0, "keep": kept is not None, **values})
         place = Path(tempfile.mkdtemp(prefix="sandboxkit-hollow-")) if kept is None else kept
-        store = open_store(config, place, Path("/nonexistent"))
+        store = open_store(config, place, state)
         listener = bind(config.host, config.port)
         ready: list[Endpoint] = []
         event = threading.Event()
