@@ -157,3 +157,11 @@ def cache_home(environment: Mapping[str, str] = os.environ) -> Path:
 def state_root(config: EngineConfig) -> Path:
     """Return the directory beneath which each engine keeps its own while it runs."""
     return Path(config.state_root) if config.state_root else cache_home() / "run"
+
+
+def strict_where_told(config: EngineConfig, environment: Mapping[str, str] = os.environ) -> EngineConfig:
+    """Return the same values, strict where SANDBOXKIT_STRICT says so. ConfigurationError for what is neither 0 nor 1."""
+    told = environment.get("SANDBOXKIT_STRICT", "")
+    if told not in ("", "0", "1"):
+        raise ConfigurationError(f"SANDBOXKIT_STRICT={told!r}: 0 or 1 is needed.")
+    return dataclasses.replace(config, strict=True) if told == "1" else config

@@ -26,7 +26,7 @@ from typing import Any
 from sandboxkit._types import Endpoint
 from sandboxkit.errors import EngineUnavailable
 from sandboxkit.local import _log
-from sandboxkit.local._config import EngineConfig, cache_home, state_root
+from sandboxkit.local._config import EngineConfig, cache_home, state_root, strict_where_told
 from sandboxkit.local._descriptors import limit, means_exhausted, raise_limit
 from sandboxkit.local._env_file import EnvFile
 from sandboxkit.local._log import log
@@ -66,6 +66,7 @@ def serve(config: EngineConfig, *, on_ready: OnReady | None = None, parent_pipe:
     from sandboxkit.local.interpreter import InterpreterService
     from sandboxkit.local.isolation import BubblewrapIsolation, enter, release
 
+    config = strict_where_told(config)
     _log.configure(config.log_level)
     raise_limit()
     listener = bind(config.host, config.port)
