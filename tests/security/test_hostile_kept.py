@@ -1,4 +1,4 @@
-"""Homes made to hurt whoever copies them: what is kept of a box follows nothing, runs nothing, and ends within bounds."""
+"""Homes made to hurt whoever copies them: keeping one follows nothing, runs nothing, and ends within bounds."""
 
 from __future__ import annotations
 

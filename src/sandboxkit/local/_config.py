@@ -160,7 +160,7 @@ def state_root(config: EngineConfig) -> Path:
 
 
 def strict_where_told(config: EngineConfig, environment: Mapping[str, str] = os.environ) -> EngineConfig:
-    """Return the same values, strict where SANDBOXKIT_STRICT says so. ConfigurationError for what is neither 0 nor 1."""
+    """Return the same values, strict where SANDBOXKIT_STRICT is 1. ConfigurationError where it is neither 0 nor 1."""
     told = environment.get("SANDBOXKIT_STRICT", "")
     if told not in ("", "0", "1"):
         raise ConfigurationError(f"SANDBOXKIT_STRICT={told!r}: 0 or 1 is needed.")

@@ -48,6 +48,9 @@ ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 PARENT_POLL = 2.0
 """Seconds between looks at who the parent is: a second net beneath the pipe, should a copy of it live on somewhere."""
 
+COPIES_SHARE = 0.4
+"""How much of the time for its end an engine waits for copies of paused sandboxes."""
+
 ALARM_AFTER = 2
 """Seconds past `shutdown_timeout` after which the process is ended without further ado."""
 
@@ -170,6 +173,7 @@ class Engine:
             warm=self._config.warm,
             store=self._store,
             recipes=recipes,
+            copies_within=COPIES_SHARE * self._config.shutdown_timeout,
             way_out=WayOut(Dialler(closed_ports=frozenset({self._listener.getsockname()[1]})), self._indexes),
         )
         snapshots = Snapshots(

@@ -378,8 +378,8 @@ class Pauses:
             await self._store.remove("paused", sandbox_id)
 
     async def finish(self, *, within: float) -> None:
-        """Wait so many seconds for the background copies: the engine ends."""
-        copies = [task for task in self._tasks if task.get_name().startswith("persist ")]
+        """Wait so many seconds for pauses and the copies behind them: the engine ends."""
+        copies = [task for task in self._tasks if task.get_name().startswith(("pause ", "persist "))]
         if copies:
             await asyncio.wait(copies, timeout=within)
 

@@ -34,14 +34,11 @@ from sandboxkit.local.control._store import Draft, Store, opened
 from sandboxkit.local.gateway.egress._proxy import Egress, Traffic
 from sandboxkit.local.isolation._base import AgentLost, Box, BoxEnd, Isolation
 
-COPIES_WITHIN = 4.0
-"""Seconds that copies of paused sandboxes get at the engine's end."""
-
 PING_TIMEOUT = 2.0
 
 
 class Sandboxes:
-    """All sandboxes of the engine, alive."""
+    """All sandboxes of the engine, alive. `copies_within` are the seconds that copies of paused ones get at its end."""
 
     def __init__(
         self,
@@ -55,6 +52,7 @@ class Sandboxes:
         store: Store,
         recipes: Recipes,
         warm: int = 0,
+        copies_within: float = 0.0,
     ) -> None:
         self._registry = registry
         self._isolation = isolation
@@ -66,6 +64,7 @@ class Sandboxes:
             each_kind=warm, isolation=isolation, services=services, new_id=registry.unused_id, room=registry.room
         )
         self._store = store
+        self._copies_within = copies_within
         self.journal = Journal()
         self._pauses = Pauses(
             self,
@@ -176,7 +175,7 @@ class Sandboxes:
         """Make no more and end all. Idempotent; the caller bounds it."""
         if self._timer is not None:
             self._timer.cancel()
-        await self._pauses.finish(within=COPIES_WITHIN)
+        await self._pauses.finish(within=self._copies_within)
         for sandbox_id in self._registry.close():
             self._end(sandbox_id, "engine")
         for making in list(self._making.values()):

@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +17,9 @@ TREES = ("home", "tmp")
 """What of a box's file system is kept. /dev/shm is memory by its name, the rest is read-only."""
 
 Result = TypeVar("Result")
+
+_THREADS = ThreadPoolExecutor(6, thread_name_prefix="files")
+"""Of their own: a copy takes long, and the loop's threads are for what others wait for."""
 
 
 async def save_trees(directory: Path, descriptor: int, *, most: int, stop: threading.Event) -> Packed:
@@ -44,7 +48,7 @@ def _opened(directory: Path) -> Iterator[dict[str, int]]:
 
 async def _in_thread(work: Callable[[], Result], stop: threading.Event) -> Result:
     """Run it in a thread. If cancelled, it is told to stop, and has ended when this raises."""
-    running = asyncio.ensure_future(asyncio.to_thread(work))
+    running = asyncio.get_running_loop().run_in_executor(_THREADS, work)
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
