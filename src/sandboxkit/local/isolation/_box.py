@@ -302,12 +302,16 @@ class BubblewrapBox:
     async def fill(self) -> None:
         """Unpack what it starts with. ArchiveError where that is damaged."""
         if self._spec.files is not None:
-            await fill_trees(self._directory, self._spec.files)
+            await fill_trees(self._trees(), self._spec.files)
 
     async def save(self, descriptor: int, *, most: int, stop: threading.Event) -> Packed:
         """Write its files to a file; see `_base.Box.save`."""
         self._must_live()
-        return await save_trees(self._directory, descriptor, most=most, stop=stop)
+        return await save_trees(self._trees(), descriptor, most=most, stop=stop)
+
+    def _trees(self) -> dict[str, Path]:
+        """What of its file system is kept. /dev/shm is memory by its name, the rest is read-only."""
+        return {name: self._directory / name for name in ("home", "tmp")}
 
     # -- measuring -----------------------------------------------------------------------------------------------
 
