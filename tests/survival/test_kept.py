@@ -11,15 +11,6 @@ import pytest
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
-def slowly(*arguments, **more):
-    {before}
-    result = {what}(*arguments, **more)
-    {after}
-    return result
-_copying.{name} = slowly
-from sandboxkit.local.__main__ main as _
-"""
-
 
 def slowly(name: str, *, late: bool) -> str:
     """An engine's program in which one step of copying says that it is there, and then takes long."""
