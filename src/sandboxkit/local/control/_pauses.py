@@ -262,6 +262,8 @@ class Pauses:
             await self._house.let_out(sandbox_id)
             return
         try:
+            if self._house.get(sandbox_id).pause_mode is None:
+                await hold(live)  # its pause waits for this turn to end, and will find nothing to do
             await self._file(sandbox_id, live)
         except (ArchiveError, OSError, AgentLost) as error:
             self._house.get(sandbox_id)
@@ -318,8 +320,9 @@ class Pauses:
             try:
                 if live is None:
                     return await self._store.draft_of("paused", sandbox_id)
-                if sandbox.is_paused:
+                if sandbox.pause_mode is not None:
                     return await self._copy(sandbox_id, live)
+                # It runs; or it counts as paused, and its pause waits for this turn to end.
                 await hold(live)
                 try:
                     return await self._copy(sandbox_id, live)
