@@ -170,7 +170,7 @@ def test_its_time_being_up_keeps_the_files_alone(create: Callable[..., Any]) -> 
     sandbox.set_timeout(0)
     assert sandbox.get_info().state is SandboxState.PAUSED
     sandbox.connect(timeout=60)
-    assert sandbox.run_code("open('f').read()").text == "'here'"
+    assert sandbox.run_code("open('f').read()").text == "here"
 
 
 def test_a_strict_pause_is_a_pause(create: Callable[..., Any]) -> None:
