@@ -6,6 +6,9 @@ active, as `.ci/run` does.
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import nox
 
 nox.needs_version = ">=2025.2.9"
@@ -49,6 +52,28 @@ def full(session: nox.Session) -> None:
     """Everything, with long Hypothesis profiles; run before a capability is called done."""
     session.install("-e", ".[test]")
     session.run("pytest", "--full", *session.posargs, env={"HYPOTHESIS_PROFILE": "full"})
+    if not session.posargs:
+        gvisor(session)
+
+
+@nox.session
+def gvisor(session: nox.Session) -> None:
+    """What is tried on bubblewrap, tried on gVisor, but for what `tests/gvisor-exceptions.toml` names."""
+    if not shutil.which("runsc") and os.geteuid() == 0 and shutil.which("apt-get"):
+        session.run("apt-get", "update", "-qq", external=True, success_codes=range(256))
+        session.run("apt-get", "install", "-y", "-qq", "runsc", external=True, success_codes=range(256))
+    if not shutil.which(os.environ.get("SANDBOXKIT_RUNSC") or "runsc"):
+        session.skip("no runsc here (gVisor), and it could not be installed")
+    session.install("-e", ".[test]")
+    rooms = session.posargs or ["tests/security", "tests/conformance", "tests/survival"]
+    session.run("pytest", "--full", "--timeout", "180", *rooms, env={"SANDBOXKIT_TEST_ISOLATION": "gvisor"})
+
+
+@nox.session
+def mutation(session: nox.Session) -> None:
+    """Change the pool's pure decisions in every small way, and see that a test notices (`-- --sample 300`)."""
+    session.install("-e", ".[test]")
+    session.run("python", "tests/mutation/mutate.py", *session.posargs)
 
 
 @nox.session
@@ -64,3 +89,5 @@ def bench(session: nox.Session) -> None:
     session.install("-e", ".[test]")
     session.run("python", "tests/bench/bench.py", *session.posargs)
     session.run("python", "tests/bench/start.py", *session.posargs)
+    session.run("python", "tests/bench/safefs.py")
+    session.run("python", "tests/bench/pool.py", *session.posargs)

@@ -14,208 +14,25 @@ import re
 import subprocess
 import sys
 import textwrap
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from sync_faces import FACES, HEADER, HELPERS, WORDS, Face
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src"
 TARGET = SOURCE / "sandboxkit" / "_sync.py"
 
-HEADER = '''"""The synchronous face. GENERATED from the asynchronous one by .ci/generate_sync.py: do not edit.
-
-Every call is carried out by the portal's event loop while the calling thread waits. Callbacks run in that thread.
-"""
-
-# ruff: noqa: B008
-
-from __future__ import annotations
-
-from sandboxkit import _portal
-'''
-
-
-@dataclass(frozen=True)
-class Face:
-    """One class: where it is, what it becomes, and the parts that are not copied."""
-
-    module: str
-    source: str
-    target: str
-    wrapped: bool = True
-    """Made from an asynchronous object that a call returned, not by its user."""
-    init: str = ""
-    extra: str = ""
-    bodies: dict[str, str] = field(default_factory=dict)
-    returns: dict[str, str] = field(default_factory=dict)
-    doc: tuple[tuple[str, str], ...] = ()
-    skip: frozenset[str] = frozenset()
-
-
-FACES = (
-    Face(
-        "sandboxkit.safefs._safefs",
-        "AsyncSafeFS",
-        "SafeFS",
-        wrapped=False,
-        init="""
-            self._portal = _portal.current()
-            self._async = AsyncSafeFS(_async_twin(sandbox), {rest})
-        """,
-        extra='''
-            @classmethod
-            def _of(cls, portal: _portal.Portal, files: AsyncSafeFS) -> SafeFS:
-                """The synchronous form of a session's own files."""
-                self = cls.__new__(cls)
-                self._portal = portal
-                self._async = files
-                return self
-        ''',
-        doc=(
-            (
-                "a session's sandbox, or the SDK's own `AsyncSandbox`; no pool is needed.",
-                "the SDK's own `Sandbox`, such as a session's `.sandbox`; no pool is needed.",
-            ),
-            ("(a synchronous one belongs to `SafeFS`)", "(an asynchronous one belongs to `AsyncSafeFS`)"),
-        ),
-    ),
-    Face("sandboxkit.pool._command", "AsyncCommandHandle", "CommandHandle"),
-    Face(
-        "sandboxkit.pool._session",
-        "AsyncSession",
-        "Session",
-        extra="""
-            def __enter__(self) -> Self:
-                return self
-
-            def __exit__(
-                self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-            ) -> None:
-                self.close()
-        """,
-        bodies={
-            "files": """
-                if self._files is None:
-                    self._files = SafeFS._of(self._portal, self._async.files)
-                return self._files
-            """,
-            "sandbox": """
-                raw = self._async.sandbox
-                if self._twin is None:
-                    self._twin = _sync_twin(raw)
-                return self._twin
-            """,
-        },
-        doc=(("or cancelling the call, interrupts it.", "or Ctrl-C, interrupts it."),),
-    ),
-    Face(
-        "sandboxkit.pool._pool",
-        "AsyncSandboxPool",
-        "SandboxPool",
-        wrapped=False,
-        init="""
-            self._portal = _portal.current()
-
-            async def make() -> AsyncSandboxPool:
-                return AsyncSandboxPool({all})
-
-            self._async = self._portal.call(make)
-            self._held = _portal.Held(self._portal, self._async)
-            self._held.enter()
-            self._portal.close_at_exit(self, self._async.close)
-        """,
-        extra="""
-            def __enter__(self) -> Self:
-                self._portal.check()
-                return self
-
-            def __exit__(
-                self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-            ) -> None:
-                self.close()
-        """,
-        bodies={
-            "session": """
-                call = _portal.Call[AsyncSession](self._portal, discard=AsyncSession.close)
-                opened = call(_opened, self._async, {call})
-                return Session(self._portal, opened)
-            """,
-            "close": """
-                left = self._portal.call(self._async.close)
-                self._held.exit(None, None, None)
-                self._portal.forget(self)
-                return left
-            """,
-        },
-        returns={"session": "Session"},
-        doc=(
-            (
-                "Open it with `async with`: its tasks live in the block that opened it, and are gone when the block is "
-                "left, with every sandbox killed. Where there is no block, "
-                "`AsyncExitStack.enter_async_context(pool)` is the way. `close()` may be called before the block's "
-                "end, from any task of the same event loop.",
-                "It is open once it is made. Use it with `with`: when the block is left, every sandbox is killed. "
-                "Where there is no block, `close()` does that, and the end of the interpreter at the latest. It may be "
-                "used from any thread, and where an event loop runs already (a notebook).",
-            ),
-            (
-                "is told every event, in the event loop's thread: a plain function that does not block. What it raises "
-                "is logged.",
-                "is told every event, in a thread of sandboxkit's own: a plain function that neither blocks nor uses "
-                "the pool. What it raises is logged.",
-            ),
-            ("PoolError: the pool has not been opened.\n", ""),
-            (
-                "Await it, or enter it with `async with`.",
-                "Close it, or enter it with `with`.",
-            ),
-            (", also while a cancellation is on its way", ""),
-            ("may be called again, from anywhere", "may be called again, from any thread"),
-        ),
-    ),
-)
-
-WORDS = (
-    (r"`async with`", "`with`"),
-    (r"`async for`", "`for`"),
-    (r"\bAsync(SandboxPool|Session|SafeFS|CommandHandle)\b", r"\1"),
-    (r"\bawaited\b", "called"),
-)
-
-HELPERS = '''
-def _async_twin(sandbox: object) -> object:
-    """The asynchronous object for a synchronous one of the SDK's. ConfigurationError for any other."""
-    from sandboxkit.provider import _e2b  # late: it imports the SDK
-
-    return _e2b.async_twin(sandbox)
-
-
-def _sync_twin(sandbox: object) -> Any:
-    """The synchronous object for an asynchronous one of the SDK's; what is not the SDK's stays as it is."""
-    from sandboxkit.provider import _e2b  # late: it imports the SDK
-
-    return _e2b.sync_twin(sandbox)
-
-
-async def _opened(pool: AsyncSandboxPool, *args: Any, **kwargs: Any) -> AsyncSession:
-    return await pool.session(*args, **kwargs)
-
-
-async def _asked(func: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Read something in the loop's thread, where it does not change meanwhile."""
-    return func(*args, **kwargs)
-
-
-for _public in (SafeFS, CommandHandle, Session, SandboxPool):
-    _public.__module__ = "sandboxkit"
-'''
-
 
 def generate() -> str:
     """The whole module, as ruff formats it."""
     imports: set[str] = {
-        "from typing import Any, Self, TypeVar",
+        "from typing import IO, Any, ClassVar, Self, TypeVar",
+        "from sandboxkit.safefs._fileobj import Mode, opened",
+        "from sandboxkit.pool._pool import AsyncNullSandboxPool",
         "from types import TracebackType",
         "from collections.abc import Callable, Generator",
+        "from functools import partial",
+        "from sandboxkit.runner import with_app, with_apps",
     }
     parts: list[str] = []
     for face in FACES:
@@ -322,7 +139,7 @@ def _passed(node: ast.FunctionDef | ast.AsyncFunctionDef, *, callbacks: bool) ->
 
     def crossing(arg: ast.arg) -> str:
         annotation = ast.unparse(arg.annotation) if arg.annotation else ""
-        if callbacks and re.search(r"\bOn(Output|Result)\b", annotation):
+        if callbacks and re.search(r"\bOn(Output|Result|Progress)\b", annotation):
             return f"call.back({arg.arg})"
         if callbacks and "EventHandler" in annotation:
             return f"call.tell({arg.arg})"

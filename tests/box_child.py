@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from sandboxkit.errors import IsolationUnavailable
-from sandboxkit.local.isolation import BubblewrapIsolation, enter, release
+from sandboxkit.local.isolation import BubblewrapIsolation, GvisorIsolation, enter, find_runsc, release
 
 UNAVAILABLE = 77
 
@@ -26,15 +26,21 @@ def main() -> None:
     os.dup2(2, 1)
     given = json.loads(arguments)
     try:
+        runsc = find_runsc() if os.environ.get("SANDBOXKIT_ISOLATION") == "gvisor" else None
         namespace = enter(
-            state, readable=[str(Path(file).parent), str(Path(__file__).parent), *given.pop("readable", [])]
+            state,
+            readable=[
+                *(str(Path(file).parent), str(Path(__file__).parent)),
+                *given.pop("readable", []),
+                *([runsc] if runsc else []),
+            ],
         )
         spec = importlib.util.spec_from_file_location("scenario", file)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        isolation = BubblewrapIsolation(namespace)
+        isolation = GvisorIsolation(namespace, runsc) if runsc else BubblewrapIsolation(namespace)
 
         async def run() -> object:
             await isolation.start()

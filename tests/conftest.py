@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import tomllib
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -37,9 +39,14 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.register_profile("full", max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("mutation", max_examples=20, deadline=None, derandomize=True, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
 
 # -- the environment of the tests ---------------------------------------------------------------------------------
+
+ISOLATION = os.environ.get("SANDBOXKIT_TEST_ISOLATION", "auto")
+"""What makes the boxes of all tests: `gvisor` tries gVisor as bubblewrap is tried, but for `gvisor-exceptions.toml`."""
+os.environ["SANDBOXKIT_ISOLATION"] = ISOLATION
 
 # Settings of the person who runs the tests must not decide what the tests see.
 for _name in ("E2B_API_KEY", "E2B_API_URL", "E2B_SANDBOX_URL", "E2B_DOMAIN", "E2B_DEBUG", "SANDBOXKIT_ENDPOINT"):
@@ -57,11 +64,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what needs more than the package index, by name, unless it was asked for."""
+    exceptions: dict[str, str] = {}
+    if ISOLATION == "gvisor":
+        exceptions = tomllib.loads((ROOT / "tests" / "gvisor-exceptions.toml").read_text())
     skip_full = pytest.mark.skip(reason="runs in nox -s full only")
     skip_cloud = pytest.mark.skip(reason="needs an E2B account (SANDBOXKIT_TEST_E2B_API_KEY)")
     for item in items:
         if item.get_closest_marker("full") and not config.getoption("--full"):
             item.add_marker(skip_full)
+        for pattern, reason in exceptions.items():
+            if fnmatch.fnmatchcase(item.nodeid, pattern):
+                item.add_marker(pytest.mark.skip(reason=f"gVisor: {reason}"))
         if item.get_closest_marker("cloud") and not os.environ.get("SANDBOXKIT_TEST_E2B_API_KEY"):
             item.add_marker(skip_cloud)
 
@@ -154,7 +167,7 @@ def nothing_left_running() -> Iterator[None]:
     before = _our_processes()
     yield
     stop_engines()
-    left = _wait_until_gone(before, seconds=10)
+    left = _wait_until_gone(before, seconds=30)
     assert not left, f"left running after the tests: {left}"
 
 
@@ -163,7 +176,7 @@ def no_leaks() -> Iterator[None]:
     """This one test leaves no process, thread or open descriptor behind."""
     processes, threads, descriptors = _our_processes(), set(threading.enumerate()), _descriptors()
     yield
-    left = _wait_until_gone(processes, seconds=5)
+    left = _wait_until_gone(processes, seconds=30)
     assert not left, f"left running: {left}"
     more_threads = {t.name for t in threading.enumerate() if t not in threads}
     assert not more_threads, f"threads left: {more_threads}"
@@ -271,14 +284,20 @@ def box_runner(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., 
     """Run an `async def` of the test's own file with real boxes, in a process of its own, and return what it returns.
 
     `box_runner(scenario, key=value)` calls `scenario(isolation, key=value)` there; values and result are JSON. With
-    `as_ordinary_user=True` it runs as one even if root runs the tests. A scenario that raises fails the test with
-    its traceback. See `tests/box_child.py`.
+    `as_ordinary_user=True` it runs as one even if root runs the tests; `isolation="gvisor"` names that. A scenario
+    that raises fails the test with its traceback. See `tests/box_child.py`.
     """
 
     def run(
-        scenario: Callable[..., Any], *, as_ordinary_user: bool = False, readable: Sequence[str] = (), **arguments: Any
+        scenario: Callable[..., Any],
+        *,
+        as_ordinary_user: bool = False,
+        readable: Sequence[str] = (),
+        isolation: str = ISOLATION,
+        **arguments: Any,
     ) -> Any:
-        python, env = sys.executable, {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+        python = sys.executable
+        env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "SANDBOXKIT_ISOLATION": isolation}
         switch: dict[str, Any] = {}
         root = Path(tempfile.mkdtemp(prefix="sandboxkit-boxes-", dir="/tmp"))
         if as_ordinary_user and os.getuid() == 0:

@@ -22,6 +22,7 @@ import os
 import re
 from functools import lru_cache
 from pathlib import PureWindowsPath
+from posixpath import normpath
 from typing import Any, NoReturn
 
 from sandboxkit._types import DEFAULT_ROOT
@@ -30,6 +31,8 @@ from sandboxkit.errors import InvalidPath, PathEscape
 NAME_MAX = 255
 PATH_MAX = 4095
 _SHOWN = 200
+_SHORT = NAME_MAX // 4
+"""Characters that are certainly no more bytes than a name may have."""
 
 # C0, DEL and C1 controls; the marks, embeddings, overrides and isolates of the bidirectional algorithm; backslash.
 _STRANGE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\\\\]")
@@ -53,6 +56,22 @@ def confine(path: str | bytes | os.PathLike[str] | os.PathLike[bytes], root: str
             that is itself no absolute path.
         PathEscape: it leads out of the root, be it only on the way.
     """
+    if type(path) is str and type(root) is str and len(path) <= NAME_MAX:
+        return _decided_before(path, root)
+    return _decided(path, root)
+
+
+def _decided(path: Any, root: str) -> str:
+    # What most paths are: short printable text (which has no NUL and no surrogate) without "..", whose normal form
+    # normpath makes. Anything else, and any refusal, takes the rules one by one; the laws are tested on both ways.
+    if type(path) is str and len(path) <= _SHORT and ".." not in path and path.isprintable():
+        prefix = _prefix_of(root) if type(root) is str else ""
+        if path[:1] != "/":
+            if prefix:
+                short = normpath(path)
+                return prefix + short if short != "." else prefix[:-1]
+        elif prefix and path.startswith(prefix):
+            return normpath(path)
     base = _root_parts(_text(root))
     text = _text(path)
     parts = _parts(text, path)
@@ -72,6 +91,10 @@ def confine(path: str | bytes | os.PathLike[str] | os.PathLike[bytes], root: str
     if len(_bytes(result)) > PATH_MAX:
         raise InvalidPath(f"The path {shown(path)} is longer than {PATH_MAX} bytes.", path=path)
     return result
+
+
+_decided_before = lru_cache(maxsize=1024)(_decided)
+"""The same paths come again and again. Only exact text gets here, whose equality nobody can redefine."""
 
 
 def require_plain_names(confined: str, path: Any) -> None:
@@ -141,6 +164,13 @@ def _parts(text: str, path: Any) -> list[str]:
     if any(len(_bytes(part)) > NAME_MAX for part in parts):
         raise InvalidPath(f"The path {shown(path)} has a name longer than {NAME_MAX} bytes.", path=path)
     return parts
+
+
+@lru_cache(maxsize=64)
+def _prefix_of(root: str) -> str:
+    """A root in its normal form, with a slash at its end; empty where the rules had better decide."""
+    parts = _root_parts(_text(root))
+    return "/" + "/".join(parts) + "/" if parts and sum(map(len, parts)) < PATH_MAX // 8 else ""
 
 
 @lru_cache(maxsize=64)

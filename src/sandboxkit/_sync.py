@@ -8,8 +8,9 @@ Every call is carried out by the portal's event loop while the calling thread wa
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import IO, Any, ClassVar, Literal, Self, TypeVar, overload
 
 from sandboxkit import _portal
 from sandboxkit._types import (
@@ -19,23 +20,31 @@ from sandboxkit._types import (
     Endpoint,
     EndpointName,
     Execution,
+    FileEvent,
     FileInfo,
     FileNode,
     Level,
+    Loss,
     NetworkMode,
     NetworkPolicy,
     OnLoss,
+    SessionRef,
     TimeoutPolicy,
 )
-from sandboxkit.errors import PathError
+from sandboxkit.errors import SafeFSError
 from sandboxkit.events import Event, EventHandler
 from sandboxkit.fragment import Fragment, FragmentResult
 from sandboxkit.pool._command import AsyncCommandHandle
-from sandboxkit.pool._pool import AsyncSandboxPool
+from sandboxkit.pool._options import GiveUpHandler
+from sandboxkit.pool._pool import AsyncNullSandboxPool, AsyncSandboxPool
 from sandboxkit.pool._session import AsyncSession
 from sandboxkit.pool._stats import PoolStats
 from sandboxkit.provider._base import OnOutput, OnResult, Provider
-from sandboxkit.safefs._safefs import DEFAULT_MAX_BYTES, AnyPath, AsyncSafeFS
+from sandboxkit.runner import with_app, with_apps
+from sandboxkit.runner._app import AsyncApp
+from sandboxkit.safefs._fileobj import Mode, opened
+from sandboxkit.safefs._guard import AnyPath
+from sandboxkit.safefs._safefs import DEFAULT_CHUNK, DEFAULT_MAX_BYTES, AsyncSafeFS, Entries, LocalPath, OnProgress
 from sandboxkit.safefs._tree import DEFAULT_EXCLUDES
 
 T = TypeVar("T")
@@ -45,19 +54,23 @@ class SafeFS:
     """Files of one sandbox, confined to a root. Relative paths count from the root; all others have to lie below it.
 
     Every method refuses a path that leads out (`PathEscape`) or is none (`InvalidPath`) before any request is made.
-    Errors carry the path as it was given, as `.path`, and show it in ASCII.
+    Errors carry the path as it was given, as `.path`, and show it in ASCII. Any operation at `"checked"` and
+    `"enforced"` may raise LinkEscape and SpecialFile, at `"enforced"` also Changed, AccessDenied and
+    EnforcementUnavailable, besides what is said at the method.
 
     Args:
         sandbox: the SDK's own `Sandbox`, such as a session's `.sandbox`; no pool is needed.
         root: an absolute path in the sandbox.
-        level: what is promised; `None` is the best that there is, which is `"lexical"` now. `.level` names it.
+        level: what is promised. `"lexical"` judges the path's text alone; `"checked"` also looks for links that
+            lead out, just before; `"enforced"` resolves the path in the sandbox, so that it holds against a process
+            that exchanges files for links meanwhile. `None` is `"enforced"`, or EnforcementUnavailable where that
+            cannot be had: no level is ever less than it says.
         strict_names: also refuse control and bidirectional characters and backslashes in names.
-        on_refused: is told each refusal of the guard; what it returns is ignored.
+        on_refused: is told each refusal; what it returns is ignored.
 
     Raises:
         ConfigurationError: `sandbox` is of the wrong kind (an asynchronous one belongs to `AsyncSafeFS`), or the
             level is none of the three.
-        UnsupportedOption: the level is `"checked"` or `"enforced"`, which are not there yet.
         InvalidPath: the root is no absolute path.
     """
 
@@ -68,7 +81,7 @@ class SafeFS:
         root: str = DEFAULT_ROOT,
         level: Level | None = None,
         strict_names: bool = False,
-        on_refused: Callable[[PathError], object] | None = None,
+        on_refused: Callable[[SafeFSError], object] | None = None,
     ) -> None:
         self._portal = _portal.current()
         self._async = AsyncSafeFS(
@@ -79,6 +92,13 @@ class SafeFS:
     def level(self) -> Level:
         """What is promised: the level in force."""
         return self._async.level
+
+    @property
+    def root_adversary(self) -> bool:
+        """Whether somebody in the sandbox may be root there, which no level holds against inside it. False only where
+        this is known: at `"enforced"`, after the first operation, on the local engine, whose sandboxes have no root.
+        """
+        return self._async.root_adversary
 
     @property
     def root(self) -> str:
@@ -106,8 +126,30 @@ class SafeFS:
         value: bytes = self._portal.call(self._async.read_bytes, path, max_bytes=max_bytes)
         return value
 
+    def read_range(self, path: AnyPath, start: int, length: int) -> bytes:
+        """Read up to `length` bytes of a file from the offset `start` on; fewer at its end, none behind it. At
+        `"enforced"` no more than that is transferred; the other levels read the file up to 64 MiB.
+
+        Raises:
+            NotFound, IsADirectory, SpecialFile, TooLarge, PathError: as in `read_bytes`.
+        """
+        value: bytes = self._portal.call(self._async.read_range, path, start, length)
+        return value
+
+    def stream(self, path: AnyPath, *, chunk: int = DEFAULT_CHUNK) -> Generator[bytes, None, None]:
+        """Yield a file's content in pieces of `chunk` bytes. At `"enforced"` one request for each, of a file of any
+        size; the other levels read it up to 64 MiB.
+
+        Raises:
+            Changed: another content came in its place meanwhile.
+            NotFound, IsADirectory, SpecialFile, TooLarge, PathError: as in `read_bytes`.
+        """
+        return _portal.Call[Any](self._portal).iterate(lambda: self._async.stream(path, chunk=chunk))
+
     def write(self, path: AnyPath, data: str | bytes) -> None:
         """Write text (as UTF-8) or bytes, replacing the file that was there; missing parents are made.
+
+        At `"enforced"` the content takes the file's place at once: whoever reads sees the old one or the new one.
 
         Raises:
             IsADirectory, NotADirectory, NoSpace, PathError: nothing was written.
@@ -125,8 +167,8 @@ class SafeFS:
     def append(self, path: AnyPath, data: str | bytes, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
         """Add text or bytes to the end of a file, or make it.
 
-        Not atomic: the file is read and written again as a whole, so what somebody else writes to it at the same
-        time may be lost.
+        The file is written anew, at `"enforced"` in the sandbox and at once; what somebody else writes to it at the
+        same time may be lost.
 
         Raises:
             TooLarge: the file is larger than `max_bytes` already.
@@ -137,10 +179,13 @@ class SafeFS:
     def list(self, path: AnyPath = ".", *, depth: int = 1) -> list[FileInfo]:
         """List the entries below a directory, `depth` levels deep, sorted by path.
 
-        The service leaves out what is neither file nor directory, dangling links among it.
+        Links are not followed below it. At `"lexical"` and `"checked"` the service leaves out what is neither file nor
+        directory, dangling links among it; at `"enforced"` all is there, a link with the type of what it leads to, or
+        `"other"` where that lies outside or nowhere.
 
         Raises:
             NotFound, NotADirectory, PathError: there is no such directory.
+            TooLarge: it has more than 100,000 entries.
         """
         value: list[FileInfo] = self._portal.call(self._async.list, path, depth=depth)
         return value
@@ -179,8 +224,98 @@ class SafeFS:
         )
         return value
 
+    def glob(self, pattern: AnyPath) -> Entries:
+        """List the entries that a pattern matches, sorted by path: `*`, `?` and `[...]` within one name, `**` for any
+        number of directories. Names that begin with a dot match like others; links are not entered by `**`.
+
+        Raises:
+            PathError: the pattern leads out of the root.
+        """
+        value: Entries = self._portal.call(self._async.glob, pattern)
+        return value
+
+    def watch(
+        self, path: AnyPath = ".", *, recursive: bool = False, interval: float = 1.0
+    ) -> Generator[FileEvent, None, None]:
+        """Yield what happens in a directory, from the first step of the iteration on, until it is closed.
+
+        At `"enforced"` on the local engine every event comes, from inotify. Elsewhere the directory is listed every
+        `interval` seconds, and what differs is told: a file that comes and goes in between is not seen, and a rename
+        is a removal and a creation.
+
+        Args:
+            path: the directory.
+            recursive: watch what is below its directories, too, links not followed.
+            interval: seconds between two looks, where one has to look.
+
+        Raises:
+            NotFound, NotADirectory, PathError: there is no such directory.
+            Changed: more happened than could be kept; begin again.
+        """
+        return _portal.Call[Any](self._portal).iterate(
+            lambda: self._async.watch(path, recursive=recursive, interval=interval)
+        )
+
+    def upload(self, source: LocalPath, target: AnyPath, *, on_progress: OnProgress | None = None) -> int:
+        """Copy a local file or folder into the sandbox, file by file, and return how many files it were.
+
+        Links in the folder are neither followed nor sent; empty directories are made. Files that are there are
+        replaced, others stay.
+
+        Args:
+            source: on this machine.
+            target: where it lies afterwards, not the directory above.
+            on_progress: called after each file.
+
+        Raises:
+            FileNotFoundError, OSError: it cannot be read.
+            TooLarge: a file has more than 64 MiB.
+            SafeFSError: a file could not be written; those before it are.
+        """
+        call = _portal.Call[Any](self._portal)
+        value: int = call(self._async.upload, source, target, on_progress=call.back(on_progress))
+        return value
+
+    def download(
+        self,
+        source: AnyPath,
+        target: LocalPath,
+        *,
+        overwrite: bool = False,
+        max_bytes: int = 1024 * 1024 * 1024,
+        on_progress: OnProgress | None = None,
+    ) -> int:
+        """Copy a file or directory of the sandbox to this machine, and return how many files it were.
+
+        Names are the sandbox's, so each is guarded again here: nothing is written outside of `target`, and never
+        through a local link. Links, pipes and the like are left out. Modes and times are not taken over.
+
+        Args:
+            source: in the sandbox.
+            target: where it lies afterwards, not the directory above.
+            overwrite: replace local files that are there; else they are a FileExistsError.
+            max_bytes: of all files together.
+            on_progress: called after each file.
+
+        Raises:
+            FileExistsError, OSError: it cannot be written here.
+            TooLarge: it is more than `max_bytes`; what came before is there.
+            SafeFSError: it cannot be read, or a name has no place on this machine.
+        """
+        call = _portal.Call[Any](self._portal)
+        value: int = call(
+            self._async.download,
+            source,
+            target,
+            overwrite=overwrite,
+            max_bytes=max_bytes,
+            on_progress=call.back(on_progress),
+        )
+        return value
+
     def stat(self, path: AnyPath) -> FileInfo:
-        """Describe one entry. For a link the service says the type and size of its target.
+        """Describe one entry. Of a link, the type and mode are those of what it leads to; at `"enforced"` the rest is
+        the link's own, and one that leads out or nowhere is `"other"`.
 
         Raises:
             NotFound, NotADirectory, PathError: there is no such entry.
@@ -189,7 +324,8 @@ class SafeFS:
         return value
 
     def exists(self, path: AnyPath) -> bool:
-        """Say whether there is an entry.
+        """Say whether there is an entry. A link that leads nowhere inside is none at `"enforced"`; one that leads out
+        is a LinkEscape, whether its target exists or not.
 
         Raises:
             PathError: the path was refused; that is not answered with False.
@@ -227,7 +363,8 @@ class SafeFS:
         self._portal.call(self._async.rename, source, target)
 
     def copy(self, source: AnyPath, target: AnyPath, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
-        """Copy the content of one file (not a directory), through this process; mode and times are not copied.
+        """Copy the content of one file (not a directory); mode and times are not copied. At `"enforced"` in the
+        sandbox, else through this process.
 
         Raises:
             NotFound, IsADirectory, SpecialFile, TooLarge, NoSpace: it could not be read or written.
@@ -246,11 +383,20 @@ class SafeFS:
         self._async = files
         return self
 
+    def open(self, path: AnyPath, mode: Mode = "rb", *, max_bytes: int = DEFAULT_MAX_BYTES) -> IO[Any]:
+        """Open a file as Python's `open` does (modes `r`, `w`, `a`, with `b` for bytes; text is UTF-8).
+
+        What is written, up to `max_bytes`, takes the file's place when it is closed; an exception that leaves
+        the `with` block leaves the file as it was. Raises as `read_bytes` and `write`.
+        """
+        return opened(self, path, mode, max_bytes=max_bytes)
+
 
 class CommandHandle:
     """A command that `run_command(background=True)` started. It runs until it ends, is killed, or its sandbox ends.
 
-    It does not prolong the sandbox's life; uses of the session do.
+    It does not prolong the sandbox's life; uses of the session do, and so does waiting for it
+    (`renew="heartbeat"`).
     """
 
     def __init__(self, portal: _portal.Portal, wrapped: AsyncCommandHandle) -> None:
@@ -287,6 +433,66 @@ class CommandHandle:
 
     def __repr__(self) -> str:
         return repr(self._async).replace("<AsyncCommandHandle", "<CommandHandle", 1)
+
+
+class App:
+    """An app that answers, made by `session.run()` of a fragment whose template serves one.
+
+    It runs until it is stopped, or its sandbox ends; it does not prolong the sandbox's life, uses of the session
+    do.
+    """
+
+    def __init__(self, portal: _portal.Portal, wrapped: AsyncApp) -> None:
+        self._portal = portal
+        self._async = wrapped
+
+    @property
+    def url(self) -> str:
+        """Where programs on this machine find it; on E2B also everybody else."""
+        return self._async.url
+
+    @property
+    def browser_url(self) -> str:
+        """Where a browser finds it: under a name of the sandbox's own."""
+        return self._async.browser_url
+
+    @property
+    def port(self) -> int:
+        """Its port inside the sandbox."""
+        return self._async.port
+
+    def log(self, *, max_bytes: int = 65536) -> str:
+        """Return the end of what it has written to its output, as text; empty where there is no log.
+
+        Args:
+            max_bytes: how much of it, at most 128 KiB.
+
+        Raises:
+            ConfigurationError: `max_bytes` is not positive.
+            SandboxLost, PoolError: the sandbox is gone, or the session was closed.
+        """
+        value: str = self._portal.call(self._async.log, max_bytes=max_bytes)
+        return value
+
+    def stop(self) -> None:
+        """End it. The sandbox stays; a second time does nothing.
+
+        Raises:
+            SandboxLost, PoolError: the sandbox is gone, or the session was closed.
+        """
+        self._portal.call(self._async.stop)
+
+    def restart(self) -> None:
+        """End it, start it anew with the template's command, and wait until it answers.
+
+        Raises:
+            AppStartFailed, AppNotReady: it did not come up again.
+            SandboxLost, PoolError: the sandbox is gone, or the session was closed.
+        """
+        self._portal.call(self._async.restart)
+
+    def __repr__(self) -> str:
+        return repr(self._async).replace("<AsyncApp", "<App", 1)
 
 
 class Session:
@@ -332,19 +538,39 @@ class Session:
         return self._twin
 
     @property
+    def losses(self) -> tuple[Loss, ...]:
+        """What this hold lost when sandboxes vanished under it, oldest first; empty with `on_loss="fail"`."""
+        return self._async.losses
+
+    @property
     def files(self) -> SafeFS:
-        """The files beneath `/home/user`."""
+        """The files beneath `/home/user`, at the level `enforced`."""
         if self._files is None:
             self._files = SafeFS._of(self._portal, self._async.files)
         return self._files
 
     def url(self, port: int) -> str:
-        """The public URL of a port of the sandbox; no request, and no promise that something answers.
+        """The URL of a port of the sandbox, for programs on this machine; no promise that something answers.
+
+        On E2B it is public. On the engine it is a port of 127.0.0.1, opened for this and closed with the sandbox: the
+        name that `browser_url` gives does not resolve in Python.
+
+        Raises:
+            ConfigurationError: `port` is not between 1 and 65535.
+            ProviderError: the engine refused: the port is one of its own services', or the sandbox has too many open.
+        """
+        value: str = self._portal.call(self._async.url, port)
+        return value
+
+    def browser_url(self, port: int) -> str:
+        """The URL of a port of the sandbox, for a browser; no request, and no promise that something answers.
+
+        On the engine it has a name of the sandbox's own, so that its pages share cookies with nobody.
 
         Raises:
             ConfigurationError: `port` is not between 1 and 65535.
         """
-        value: str = self._portal.call(_asked, self._async.url, port)
+        value: str = self._portal.call(_asked, self._async.browser_url, port)
         return value
 
     def run_code(
@@ -465,34 +691,50 @@ class Session:
         )
         return CommandHandle(self._portal, value) if isinstance(value, AsyncCommandHandle) else value
 
-    def run(self, fragment: Fragment, *, on_event: EventHandler | None = None) -> FragmentResult:
-        """Carry a fragment out: write its files, then run it.
+    def run(
+        self, fragment: Fragment, *, on_event: EventHandler | None = None, allow_install_command: bool = False
+    ) -> FragmentResult[App]:
+        """Carry a fragment out: write its files, install what it needs, then run it, or see its app answer.
+
+        An app that runs already, also by the template's own start command, is not started again: its server loads what
+        changed. Files that are as they are to be are not written again, and nothing is installed twice. If the run
+        fails, an app that it has started is stopped.
 
         Args:
             fragment: what to carry out; its template has to be the session's.
             on_event: is told the fragment's events, besides the pool's own listener; a plain function, as the pool's.
+            allow_install_command: run the fragment's `install_command`, a shell line that its author chose.
 
         Raises:
             ConfigurationError: `on_event` is an async function, or none at all.
             SessionConflict: the fragment is for another template than the session's.
             TemplateNotFound: its template is not registered.
-            FragmentError, DependencyError, UnsupportedOption: it cannot be carried out; nothing was run.
+            FragmentError: it does not fit its template, and nothing was written; or an edit cannot be made.
+            DependencyError: what it needs could not be installed within `TimeoutPolicy.install`, or is missing.
+            AppStartFailed: its app ended before it answered, or its code cannot be read.
+            AppNotReady: its app did not answer within `TimeoutPolicy.ready`, or with errors only.
             SafeFSError: a file could not be written.
             CodeTimeout, OutputTooLarge, KernelDied, SandboxLost: as in `run_code`.
         """
         call = _portal.Call[Any](self._portal)
-        value: FragmentResult = call(self._async.run, fragment, on_event=call.tell(on_event))
-        return value
+        return with_app(
+            call(self._async.run, fragment, on_event=call.tell(on_event), allow_install_command=allow_install_command),
+            partial(App, self._portal),
+        )
 
-    def stream(self, fragment: Fragment) -> Generator[Event, None, None]:
+    def stream(self, fragment: Fragment, *, allow_install_command: bool = False) -> Generator[Event, None, None]:
         """Carry a fragment out, yielding its events; the last one has the `FragmentResult` as `data["result"]`.
 
-        Leaving the loop early ends the run between two steps.
+        Besides, an installation's output comes as it is written: `fragment.log` with `text`. Leaving the loop early
+        ends the run between two steps, and an installation at once.
 
         Raises:
             The same as `run`.
         """
-        return _portal.Call[Any](self._portal).iterate(lambda: self._async.stream(fragment))
+        events = _portal.Call[Any](self._portal).iterate(
+            lambda: self._async.stream(fragment, allow_install_command=allow_install_command)
+        )
+        return with_apps(events, partial(App, self._portal))
 
     def tree(self) -> FileNode:
         """The files beneath `/home/user`, as `files.tree()` gives them.
@@ -503,13 +745,17 @@ class Session:
         value: FileNode = self._portal.call(self._async.tree)
         return value
 
-    def interrupt(self) -> None:
-        """Interrupt the code that runs; not supported yet. A `timeout`, or Ctrl-C, interrupts it.
+    def interrupt(self) -> bool:
+        """Interrupt the code that runs in this process's sessions of the sandbox; variables and files stay.
 
-        Raises:
-            UnsupportedOption: always, in this version.
+        Each `run_code` under way returns an `Execution` whose error is a KeyboardInterrupt; its output went to the
+        callbacks, and is not in there. What other processes run is left alone, and so are commands.
+
+        Returns:
+            Whether anything was running.
         """
-        self._portal.call(self._async.interrupt)
+        value: bool = self._portal.call(self._async.interrupt)
+        return value
 
     def restart(self, *, context: str | None = None) -> None:
         """Start the interpreter anew: its variables are gone, files and commands stay.
@@ -520,10 +766,14 @@ class Session:
         self._portal.call(self._async.restart, context=context)
 
     def pause(self) -> None:
-        """Pause the sandbox; not supported yet.
+        """Pause the sandbox: files, variables and processes stay, and it has no end. The next use lets it go on.
+
+        It goes on counting towards `max_live`. A session that is closed while it is paused stays so.
 
         Raises:
-            UnsupportedOption: always, in this version.
+            SessionBusy: work runs in it.
+            SandboxLost: the sandbox is gone.
+            ProviderError: the service did not answer, or cannot pause.
         """
         self._portal.call(self._async.pause)
 
@@ -534,6 +784,21 @@ class Session:
         place is needed. An anonymous one is killed; this waits for it, and may be cancelled while the pool goes on.
         """
         self._portal.call(self._async.close)
+
+    def detach(self) -> SessionRef:
+        """Take the sandbox out of the pool and leave it alive, for `pool.attach()` in this or another process.
+
+        This hold is closed by it. From here on the sandbox is nobody's: its lifetime, prolonged once more, ends it, if
+        nobody attaches. Variables that it was given late (`secrets`; `envs` where it was a warm one) do not go with it:
+        pass them to `attach` again. Another process may attach only where both pools have the same `owner`.
+
+        Raises:
+            SessionBusy: others hold the session too, or work runs in it.
+            SandboxLost: the sandbox is gone.
+            ProviderError: the service did not answer; nothing has changed.
+        """
+        value: SessionRef = self._portal.call(self._async.detach)
+        return value
 
     def kill(self) -> None:
         """Kill the sandbox, for everyone who holds the session. A second time does nothing.
@@ -556,7 +821,7 @@ class Session:
 
 
 class SandboxPool:
-    """Sandboxes by session key: at most `max_live` of them, shared fairly, and none left behind.
+    """Sandboxes by session key: at most `max_live` of them, some of them warm, shared fairly, and none left behind.
 
     It is open once it is made. Use it with `with`: when the block is left, every sandbox is killed. Where there is
     no block, `close()` does that, and the end of the interpreter at the latest. It may be used from any thread, and
@@ -568,23 +833,41 @@ class SandboxPool:
             the methods of the provider contract, such as `sandboxkit.testing.FakeProvider`, is used as it is, and
             not closed.
         template: what sessions get that name none.
-        min_warm: blank sandboxes to keep ready; only 0 is supported yet.
+        min_warm: blank sandboxes to keep ready, of the pool's template, or a number for each template. They take
+            the places that nobody needs, and are handed over at once, made the session's own first.
         max_live: how many sandboxes may exist at once, those included that are being created or killed.
+        max_per_template: how many of them may be of one template, for the templates that it names.
         max_waiting: how many callers may wait for one of those; no bound when None.
+        max_creating: how many may be created at the same time; no bound but `max_live` when None.
+        create_rate: how many may be created in one second, after a burst of one second's worth; no bound when None.
+        max_uses: how often one may be opened; after that it is killed when its last holder closes. No bound when
+            None.
+        idle_timeout: seconds after which what lies unused is killed: a released session, and as many warm ones
+            beyond `min_warm` as stayed unused for a whole such time. None keeps them until their lifetime ends.
         acquire_timeout: seconds that `session()` may take altogether.
         timeouts: all other time limits, and how long sandboxes live.
         network: what sandboxes may reach: "deny" (nothing, the default), "packages" (the package indexes that pip,
             uv and npm are set up for here), "internet" (every public address), or a NetworkPolicy.
-        on_loss: what happens when a sandbox vanishes under its session: `"fail"` raises a typed error; the others
-            are not supported yet.
+        on_loss: what happens when a sandbox vanishes under its session. `"fail"` raises a typed error. `"recreate"`
+            gives the session a new one, with the `files` that it was opened with; `"replay"` also writes again what
+            was written through the session, up to 64 MiB. The use that met the loss is done again there, unless it
+                had
+            shown output. `session.losses` and the event `session.recovered` tell what was lost.
         on_event: is told every event, in a thread of sandboxkit's own: a plain function that neither blocks nor
             uses the pool. What it raises is logged.
+        on_give_up: is told the error when the pool gives up making warm sandboxes, since it failed for
+            `give_up_after` seconds; a plain function. Callers are served all the same; the first create of theirs
+                that
+            succeeds, `resize(min_warm=...)` and `drain()` let it try again.
+        give_up_after: see there.
+        reap: clean up before the pool opens, as `reap()` does.
+        owner: whose its sandboxes are, for `attach()` by other pools of the same owner; this pool's alone when
+            None.
         name: of the pool, in logs, events and the sandboxes' metadata.
 
     Raises:
         ConfigurationError: an argument cannot work; the message names it and its value.
         MissingApiKey: `endpoint="e2b"`, and no key is set.
-        UnsupportedOption: an argument is right, but not supported yet.
     """
 
     def __init__(
@@ -592,30 +875,48 @@ class SandboxPool:
         *,
         endpoint: EndpointName | Endpoint | Provider = "auto",
         template: str = CODE_INTERPRETER,
-        min_warm: int = 0,
+        min_warm: int | Mapping[str, int] = 0,
         max_live: int = 10,
+        max_per_template: Mapping[str, int] | None = None,
         max_waiting: int | None = None,
+        max_creating: int | None = None,
+        create_rate: float | None = None,
+        max_uses: int | None = None,
+        idle_timeout: float | None = None,
         acquire_timeout: float = 30.0,
         timeouts: TimeoutPolicy = TimeoutPolicy(),
         network: NetworkMode | NetworkPolicy = "deny",
         on_loss: OnLoss = "fail",
         on_event: EventHandler | None = None,
+        on_give_up: GiveUpHandler | None = None,
+        give_up_after: float = 300.0,
+        reap: bool = False,
+        owner: str | None = None,
         name: str | None = None,
     ) -> None:
         self._portal = _portal.current()
 
         async def make() -> AsyncSandboxPool:
-            return AsyncSandboxPool(
+            return self._kind(
                 endpoint=endpoint,
                 template=template,
                 min_warm=min_warm,
                 max_live=max_live,
+                max_per_template=max_per_template,
                 max_waiting=max_waiting,
+                max_creating=max_creating,
+                create_rate=create_rate,
+                max_uses=max_uses,
+                idle_timeout=idle_timeout,
                 acquire_timeout=acquire_timeout,
                 timeouts=timeouts,
                 network=network,
                 on_loss=on_loss,
                 on_event=on_event,
+                on_give_up=on_give_up,
+                give_up_after=give_up_after,
+                reap=reap,
+                owner=owner,
                 name=name,
             )
 
@@ -637,6 +938,8 @@ class SandboxPool:
         replace: bool = False,
         metadata: Mapping[str, str] | None = None,
         envs: Mapping[str, str] | None = None,
+        files: Mapping[str, str | bytes] | None = None,
+        secrets: Mapping[str, str] | None = None,
         acquire_timeout: float | None = None,
     ) -> Session:
         """Open a session: the sandbox that it lives in, or a new one. Close it, or enter it with `with`.
@@ -651,8 +954,15 @@ class SandboxPool:
             replace: if the session lives in a sandbox of another template, `metadata` or `envs`, kill that one, with
                 all that is in it, and make a new one. A sandbox that fits is kept, unless it cannot be
                 reached.
-            metadata: tags of the sandbox; keys that begin with "sandboxkit." are the pool's own. None means any.
-            envs: environment variables of the sandbox, for everything that runs in it. None means any.
+            metadata: tags of the sandbox; keys that begin with "sandboxkit." are the pool's own. None means any. A
+                warm sandbox cannot be tagged, so with tags one is created.
+            envs: environment variables for all that this session runs. None means any. A sandbox created for the
+                session has them itself; a warm one is given them with each run, so that what `.sandbox` runs does not.
+            files: files that a new sandbox starts with, by path; one that the session has already is left alone. If
+                one cannot be written, the sandbox is killed, and the error raised.
+            secrets: environment variables for what runs through this hold, and nothing else: they are given with each
+                run, and are in no metadata, log, event or `repr`. Another hold may have others. A program that runs
+                can read them, and code that the program runs, too.
             acquire_timeout: seconds that this may take altogether; the pool's own when None.
 
         Raises:
@@ -663,6 +973,7 @@ class SandboxPool:
 
             SessionConflict: the session lives in a sandbox of another template, `metadata` or `envs`.
             TemplateNotFound, TemplateNotBuilt, ProviderError, EngineUnavailable: the sandbox could not be made.
+            SafeFSError: one of `files` could not be written; PathError: its path leads out of /home/user.
             ForkedProcess: the pool was made before a fork.
         """
         call = _portal.Call[AsyncSession](self._portal, discard=AsyncSession.close)
@@ -674,18 +985,70 @@ class SandboxPool:
             replace=replace,
             metadata=metadata,
             envs=envs,
+            files=files,
+            secrets=secrets,
             acquire_timeout=acquire_timeout,
         )
         return Session(self._portal, opened)
 
-    def attach(self, sandbox_id: str) -> Session:
-        """Take up a sandbox by its id; not supported yet.
+    def attach(
+        self,
+        sandbox: str | SessionRef,
+        *,
+        envs: Mapping[str, str] | None = None,
+        secrets: Mapping[str, str] | None = None,
+        acquire_timeout: float | None = None,
+    ) -> Session:
+        """Take up a sandbox that is there already: one that `session.detach()` let go of, or one of a dead process.
+
+        From then on it is this pool's as if it had been made here: it counts towards `max_live` and is killed at the
+        end. Whose it is, the service is asked before anything connects to it, so that nothing of others is woken or
+        prolonged. Its session is that of its tags, or of the reference; where neither names one it is anonymous.
+        A sandbox that this very pool has is opened as its session.
+
+        Args:
+            sandbox: its id, or what `detach()` returned.
+            envs: environment variables, as in `session()`; it is given them with each run.
+            secrets: as in `session()`.
+            acquire_timeout: seconds that this may take altogether; the pool's own when None.
 
         Raises:
-            UnsupportedOption: always, in this version.
+            SandboxNotFound: there is none of that id, or it is not this pool's owner's.
+            SessionConflict: its session lives in another sandbox of this pool.
+            SessionBusy: it is an anonymous one that this pool has lent already.
+            PoolTimeout, PoolFull, PoolClosed, PoolError, ForkedProcess: as in `session()`.
+            ProviderError: the service did not answer.
         """
-        value = self._portal.call(self._async.attach, sandbox_id)
-        return Session(self._portal, value)
+        call = _portal.Call[AsyncSession](self._portal, discard=AsyncSession.close)
+        return Session(
+            self._portal, call(self._async.attach, sandbox, envs=envs, secrets=secrets, acquire_timeout=acquire_timeout)
+        )
+
+    def wait_ready(self, *, timeout: float = 60.0) -> None:
+        """Wait until all of `min_warm` are ready.
+
+        Raises:
+            PoolTimeout: they are not within `timeout` seconds; its cause is the last failed create's error.
+            PoolClosed: the pool was closed.
+            ProviderError, TemplateNotFound, TemplateNotBuilt, EngineUnavailable: the pool has given up making them.
+        """
+        self._portal.call(self._async.wait_ready, timeout=timeout)
+
+    def reap(self, *, older_than: float | None = None) -> tuple[str, ...]:
+        """Kill what a process left when it died: sandboxes of a pool with this name, and this `owner` if one is set.
+
+        A process on the same host (or in the same container) that runs no more is known to be dead; so are pools of
+        this process that are gone. Nothing is known of other hosts: sandboxes from there are left to their lifetime,
+        unless `older_than` says from which age on, in seconds, nobody can need them. This pool's own are never killed.
+
+        Returns:
+            The ids of those that were killed.
+
+        Raises:
+            ProviderError: the service did not answer.
+        """
+        value: tuple[str, ...] = self._portal.call(self._async.reap, older_than=older_than)
+        return value
 
     def stats(self) -> PoolStats:
         """Count what the pool has and did; `PoolStats` says what each name means."""
@@ -697,29 +1060,39 @@ class SandboxPool:
         value: PoolStats = self._portal.call(_asked, self._async.pop_stats)
         return value
 
-    def resize(self, *, max_live: int | None = None, min_warm: int | None = None) -> None:
-        """Change how many sandboxes there may be.
+    def resize(
+        self,
+        *,
+        max_live: int | None = None,
+        min_warm: int | Mapping[str, int] | None = None,
+        max_per_template: Mapping[str, int] | None = None,
+    ) -> None:
+        """Change how many sandboxes there may be, and how many warm ones there should be; None leaves a number alone.
 
-        Callers that wait get what became possible. With less than now, idle sessions are killed, least recently used
-        first; those in use stay, and no new one is made until enough of them are gone.
+        Callers that wait get what became possible. With less than now, warm ones and then idle sessions are killed,
+        least recently used first; those in use stay, and no new one is made until enough of them are gone. Warm ones
+        beyond a lower `min_warm` stay until somebody uses them, their place is needed, or `idle_timeout` says so.
 
         Raises:
-            ConfigurationError: not a whole number of at least 1.
-            UnsupportedOption: `min_warm` is not 0.
+            ConfigurationError: not a whole number of at least 1 (0 for `min_warm`), or more warm than live ones.
         """
-        self._portal.call(self._async.resize, max_live=max_live, min_warm=min_warm)
+        self._portal.call(self._async.resize, max_live=max_live, min_warm=min_warm, max_per_template=max_per_template)
 
-    def drain(self) -> None:
-        """Let no sandbox of now be used again: kill the idle ones, and those in use when their last holder closes.
+    def drain(self, *, template: str | None = None) -> None:
+        """Let no sandbox of now be used again: kill the idle and the warm ones, and those in use when their last holder
+        closes.
 
-        For a new version of a template, for instance: what is opened afterwards is made anew.
+        For a new version of a template, for instance: what is opened afterwards is made anew, and so are warm ones.
+
+        Args:
+            template: only those of this template; all when None.
         """
-        self._portal.call(self._async.drain)
+        self._portal.call(self._async.drain, template=template)
 
     def close(self) -> tuple[str, ...]:
         """Close the pool: callers that wait get PoolClosed at once, and every sandbox is killed.
 
-        Takes 30 seconds for killing at most. May be called again, from anywhere; every call waits until all is done.
+        Takes 30 seconds for killing at most. May be called again, from any thread; every call waits until all is done.
 
         Returns:
             The ids of sandboxes whose kill was not confirmed; they end with their lifetime. Empty if all went well.
@@ -734,6 +1107,8 @@ class SandboxPool:
 
     def __repr__(self) -> str:
         return repr(self._async).replace("<AsyncSandboxPool", "<SandboxPool", 1)
+
+    _kind: ClassVar[type[AsyncSandboxPool]] = AsyncSandboxPool
 
     def __enter__(self) -> Self:
         self._portal.check()
@@ -768,5 +1143,11 @@ async def _asked(func: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     return func(*args, **kwargs)
 
 
-for _public in (SafeFS, CommandHandle, Session, SandboxPool):
+class NullSandboxPool(SandboxPool):
+    """A pool that keeps nothing, as `AsyncNullSandboxPool` says: each session's sandbox dies with its last holder."""
+
+    _kind = AsyncNullSandboxPool
+
+
+for _public in (SafeFS, CommandHandle, App, Session, SandboxPool, NullSandboxPool):
     _public.__module__ = "sandboxkit"

@@ -5,7 +5,9 @@ No behaviour beyond reading a value in a convenient way; no import of the SDK.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import html
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -85,11 +87,16 @@ class TimeoutPolicy:
 
     Attributes:
         lifetime: how long a sandbox lives after it was created or last renewed (E2B's default is 300).
-        renew: `"on_use"` makes each use extend the life to `lifetime` again, never shorten it; `"heartbeat"` does so
-            while work runs; `"never"` leaves it alone, so that it ends `lifetime` seconds after its creation.
+        renew: `"on_use"` makes each use extend the life to `lifetime` again, never shorten it, and to the time limit of
+            the work if that is longer; `"heartbeat"` extends it to `lifetime` again and again while work runs, so that
+            long work need not ask for a long life at once, and a crash of this process leaves at most `lifetime`;
+            `"never"` leaves it alone, so that it ends `lifetime` seconds after its creation.
         floor: the life that is guaranteed to be left before any work starts (except with `renew="never"`).
         max_lifetime: retire a sandbox before it grows older than this (E2B: 3,600 on Hobby, 86,400 on Pro).
-        at_end: what the provider does at the end of the lifetime.
+            It is the plan's limit on one sandbox, and no request asks for more. From 5 % earlier on, by chance, less
+            `floor`, no work is started in it and no session is handed it.
+        at_end: what the provider does at the end of the lifetime. A paused sandbox keeps its files, variables and
+            processes, has no end, and goes on by itself at the session's next use.
         create, install, ready, command, code: limits of creating a sandbox, installing dependencies, a web app's
             first answer, one command, one piece of code.
     """
@@ -124,6 +131,15 @@ class TimeoutPolicy:
             )
         if self.at_end not in ("kill", "pause"):
             raise ConfigurationError(f'TimeoutPolicy(at_end={self.at_end!r}): "kill" or "pause" is needed.')
+        if self.max_lifetime is not None and self.lifetime > self.max_lifetime:
+            raise ConfigurationError(
+                f"TimeoutPolicy(lifetime={self.lifetime}) is longer than max_lifetime={self.max_lifetime}."
+            )
+        if self.max_lifetime is not None and self.floor > self.max_lifetime / 2:
+            raise ConfigurationError(
+                f"TimeoutPolicy(floor={self.floor}) is more than half of max_lifetime={self.max_lifetime}: sandboxes "
+                "would be retired as soon as they are made."
+            )
         if self.floor > self.lifetime:
             raise ConfigurationError(f"TimeoutPolicy(floor={self.floor}) is longer than lifetime={self.lifetime}.")
 
@@ -279,6 +295,108 @@ class FileNode:
     children: tuple[FileNode, ...] = ()
     complete: bool = True
 
+    def to_text(self) -> str:
+        """Draw the tree as text, one entry a line, directories with a slash; names in ASCII, since they may carry
+        terminal codes. What was left out shows as "..."."""
+        return "\n".join([_shown(self), *self._branches("")])
+
+    def _branches(self, indent: str) -> Iterator[str]:
+        left = not self.complete
+        for at, child in enumerate(self.children):
+            last = at == len(self.children) - 1 and not left
+            yield f"{indent}{'└── ' if last else '├── '}{_shown(child)}"
+            yield from child._branches(indent + ("    " if last else "│   "))
+        if left:
+            yield f"{indent}└── ..."
+
+    def to_html(self) -> str:
+        """Write the tree as nested HTML lists, every name escaped: it may be shown in any page."""
+        below = "".join(f"<li>{child.to_html()}</li>" for child in self.children)
+        more = "" if self.complete else "<li>...</li>"
+        return html.escape(_shown(self)) + (f"<ul>{below}{more}</ul>" if below or more else "")
+
+
+def _shown(node: FileNode) -> str:
+    name = ascii(node.name)[1:-1]
+    if node.link_target is not None:
+        return f"{name} -> {ascii(node.link_target)[1:-1]}"
+    return f"{name}/" if node.type == "dir" else name
+
+
+@dataclass(frozen=True, slots=True)
+class FileEvent:
+    """Something that happened to a file or directory that is watched.
+
+    `kind` is `"create"`, `"write"`, `"remove"`, `"rename"` (it is gone from this path; its new one is created) or
+    `"chmod"` (mode, owner or attributes). `path` is absolute inside the sandbox.
+    """
+
+    kind: Literal["create", "write", "remove", "rename", "chmod"]
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferProgress:
+    """How far an upload or download is: the file that has just been carried over, files and bytes done, and in all."""
+
+    path: str
+    files: int
+    total_files: int
+    size: int
+    """Bytes done."""
+    total_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """What a session lost when its sandbox vanished, and what came back in the new one.
+
+    Besides the files, all variables, processes and installed packages of the old sandbox are gone, and files that
+    its programs wrote by themselves, of which nobody outside knows.
+    """
+
+    sandbox_id: str
+    """The sandbox that was lost."""
+    error: str
+    """The code of the error: `sandbox_not_found` or `sandbox_expired`."""
+    restored: tuple[str, ...] = ()
+    """Files that were written again, by absolute path."""
+    lost: tuple[str, ...] = ()
+    """Files that had been written through the session and were not written again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionRef:
+    """A session that `session.detach()` took out of its pool; `pool.attach(ref)` takes it up, in any process.
+
+    It names a sandbox and holds no key, environment or secret. Whoever gets one from outside may trust it: `attach`
+    asks the service whose the sandbox is before it connects.
+    """
+
+    sandbox_id: str
+    template: str
+    key: str | None = None
+
+    def to_json(self) -> str:
+        """The reference as JSON text."""
+        return json.dumps({"sandbox_id": self.sandbox_id, "template": self.template, "key": self.key})
+
+    @classmethod
+    def from_json(cls, text: str) -> SessionRef:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ConfigurationError: it is no such text.
+        """
+        try:
+            fields = json.loads(text)
+            ref = cls(sandbox_id=fields["sandbox_id"], template=fields["template"], key=fields["key"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigurationError("The text is no session reference, as SessionRef.to_json() writes it.") from error
+        if not all(isinstance(value, str) for value in (ref.sandbox_id, ref.template, ref.key or "")):
+            raise ConfigurationError("The text is no session reference: its fields are not texts.")
+        return ref
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxInfo:
@@ -303,6 +421,10 @@ for _public in (
     CommandResult,
     FileInfo,
     FileNode,
+    FileEvent,
+    TransferProgress,
     SandboxInfo,
+    Loss,
+    SessionRef,
 ):
     _public.__module__ = "sandboxkit"

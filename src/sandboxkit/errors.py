@@ -45,6 +45,7 @@
         ├── Changed
         ├── TooLarge
         ├── NoSpace (OSError)
+        ├── AccessDenied (PermissionError)
         └── EnforcementUnavailable
 
 A message says what happened, to which sandbox or path, and what to change. The facts are attributes too:
@@ -164,7 +165,7 @@ class SessionConflict(PoolError):
 
 
 class SessionBusy(PoolError):
-    """Another process holds the lease of this session."""
+    """Somebody else holds this session or works in its sandbox: another process, or another task of this one."""
 
     code = "session_busy"
 
@@ -244,22 +245,30 @@ class FragmentError(SandboxkitError, ValueError):
 
 
 class DependencyError(FragmentError):
-    """The fragment's dependencies could not be installed. `dependencies` lists them."""
+    """The fragment's dependencies are not there, or could not be installed. `dependencies` lists them, `log_tail` holds
+    the last lines of what the installer said."""
 
     code = "dependency_error"
     dependencies: tuple[str, ...] = ()
+    log_tail: str = ""
 
 
 class AppStartFailed(FragmentError):
-    """The app's process ended before it answered. `log_tail` holds the last lines of its log."""
+    """The app's process ended before it answered, or its code cannot be loaded. `log_tail` holds the last lines of its
+    log."""
 
     code = "app_start_failed"
+    log_tail: str = ""
 
 
 class AppNotReady(FragmentError, TimeoutError):
-    """The app did not answer in time. `log_tail` holds the last lines of its log."""
+    """The app did not answer in time, or only with errors (`status`). `log_tail` holds the last lines of its log,
+    `listening` what its sandbox listens on instead."""
 
     code = "app_not_ready"
+    log_tail: str = ""
+    status: int | None = None
+    listening: tuple[str, ...] = ()
 
 
 # -- running ------------------------------------------------------------------------------------------------------
@@ -387,8 +396,14 @@ class NoSpace(SafeFSError, OSError):
     code = "no_space"
 
 
+class AccessDenied(SafeFSError, PermissionError):
+    """The sandbox's user may not do that: its own rights forbid it."""
+
+    code = "access_denied"
+
+
 class EnforcementUnavailable(SafeFSError):
-    """The level `enforced` cannot be had on this sandbox."""
+    """The level `enforced` cannot be had on this sandbox, or not for this operation. The message says which can."""
 
     code = "enforcement_unavailable"
 

@@ -2,17 +2,23 @@
 
 Names, in the order of a sandbox's life (the data that each carries is in brackets):
 
-    pool.opened pool.closed
+    pool.opened pool.closed  pool.resized [max_live, min_warm]  pool.drained  pool.reap_failed [error]
+    pool.degraded [error]  pool.gave_up [error]  pool.recovered  (the warm stock of `template`)
     sandbox.creating  sandbox.created [duration, source]  sandbox.create_failed [error, duration]
-    sandbox.reused  sandbox.renewed [end_at]  sandbox.lost [error, files_lost]
-    sandbox.killed [reason]  sandbox.kill_failed [error]
-    session.opened [source: reused | warm | created, duration]  session.released  session.conflict
+    sandbox.create_aborted [duration]
+    sandbox.reused  sandbox.renewed [end_at]  sandbox.renew_failed [error]  sandbox.lost [error, files_lost]
+    sandbox.paused  sandbox.resumed [end_at]
+    sandbox.killed [reason]  sandbox.kill_failed [error]  sandbox.reaped
+    session.opened [source: reused | warm | created | attached, duration]  session.released [duration]
+    session.conflict  session.detached
+    session.recovered [error, lost_sandbox_id, files_restored, files_lost]
     code.started  code.finished [duration, error]  command.started  command.finished [duration, exit_code]
     fragment.step [step, detail]  fragment.finished [duration, error]
-    path.refused [path, code]
+    path.refused [path, code, level, root_adversary]; `session` is the principal, where there is one
 
-No event carries code, output, environment values or keys. One exception: the last event that `session.stream()`
-yields to its caller, and to nobody else, has the `FragmentResult` as `result`.
+No event carries code, output, environment values or keys. Two exceptions, which `session.stream()` yields to its
+caller and to nobody else: `fragment.log [step, text]` is what an installer says, and the last event has the
+`FragmentResult` as `result`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_vali
 from pydantic.dataclasses import dataclass
 
 from sandboxkit._confine import confine
-from sandboxkit.errors import ConfigurationError, TemplateNotFound, UnsupportedOption
+from sandboxkit.errors import ConfigurationError, TemplateNotFound
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -115,16 +115,50 @@ class Template:
         return "\n".join(f"{number}. {_prompt_line(template)}" for number, template in enumerate(chosen, start=1))
 
     @classmethod
-    def from_e2b_toml(cls, path: str | os.PathLike[str]) -> Template:
-        """Read a template from an `e2b.toml` file; not supported yet.
+    def from_e2b_toml(
+        cls, path: str | os.PathLike[str], *, file: str | None = None, port: int | None = None
+    ) -> Template:
+        """Read a template from the older form of E2B's templates: an `e2b.toml`, and the Dockerfile beside it.
+
+        Name, start command, CPUs and memory are the file's; language and libraries are told by the Dockerfile's base
+        and by what it installs; the port and the main file by the start command. It is not registered by this.
+
+        Args:
+            path: of the `e2b.toml`.
+            file: the main file, where the start command does not say it.
+            port: where its app answers, where neither the start command nor EXPOSE says it.
 
         Raises:
-            UnsupportedOption: always, in this version.
+            ConfigurationError: a file is missing or malformed, a value is out of range, or the main file or the port
+                is not to be found; the message says which argument gives it.
+            UnsupportedOption: the file has a field that is not known here.
         """
-        raise UnsupportedOption(
-            f"Template.from_e2b_toml({os.fspath(path)!r}) is not supported yet; write the fields as Template(...).",
-            option="Template.from_e2b_toml",
-        )
+        from sandboxkit._e2b_toml import read_e2b_toml
+
+        found = read_e2b_toml(path)
+        main, at = file or found.file, port or found.port
+        for name, value in (("file", main), ("port", at)):
+            if value is None and found.start is not None:
+                raise ConfigurationError(
+                    f"{os.fspath(path)} starts {found.start!r}, which does not say its {name}: pass {name}=... to "
+                    "Template.from_e2b_toml."
+                )
+        try:
+            return cls(
+                found.name,
+                name=found.name,
+                language=found.language,
+                libraries=found.libraries,
+                file=main or "script.py",
+                port=at,
+                install=found.install,
+                start=found.start,
+                ready="/" if at is not None else None,
+                cpu=2 if found.cpu is None else found.cpu,
+                memory_mb=2048 if found.memory_mb is None else found.memory_mb,
+            )
+        except ValidationError as error:
+            raise ConfigurationError(f"{os.fspath(path)} does not make a template: {error}") from error
 
 
 def folder(template_id: str) -> Path | None:
@@ -136,6 +170,17 @@ def folder(template_id: str) -> Path | None:
     return None
 
 
+def folders() -> tuple[str, ...]:
+    """Ids of the templates that come with the library."""
+    root = next(iter(roots()), None)
+    return tuple(sorted(file.parent.name for file in root.glob("*/template.json"))) if root is not None else ()
+
+
+def roots() -> tuple[Path, ...]:
+    """Where the folders of the templates that come with the library lie."""
+    return tuple(root for root in _roots() if root.is_dir())
+
+
 def _roots() -> tuple[Path, ...]:
     here = Path(__file__).resolve()
     # In a wheel the folders are package data; in a checkout (an editable install) they lie beside `src`.
@@ -145,17 +190,22 @@ def _roots() -> tuple[Path, ...]:
 @cache
 def _registered() -> dict[str, Template]:
     """The registry, filled at first use with the library's own templates."""
-    root = next((root for root in _roots() if root.is_dir()), None)
-    files = sorted(root.glob("*/template.json")) if root is not None else []
+    files = [file for root in roots()[:1] for file in sorted(root.glob("*/template.json"))]
     own = [_read(file) for file in files]
     return {template.id: template for template in own}
 
 
-def _read(file: Path) -> Template:
+def read_template(file: Path) -> Template:
+    """Read a `template.json`. ConfigurationError where it is none."""
     try:
         template = TypeAdapter(Template).validate_json(file.read_bytes())
     except ValidationError as error:
         raise ConfigurationError(f"{file} is not a valid template: {error}") from error
+    return template
+
+
+def _read(file: Path) -> Template:
+    template = read_template(file)
     if template.id != file.parent.name:
         raise ConfigurationError(f"{file} says id {template.id!r}; it has to be the name of its folder.")
     return template

@@ -4,7 +4,8 @@
 
 The stub is an HTTP server of the kind that the engine has, which answers every call at once and does nothing: what the
 SDK, its HTTP client and the socket take is in both. `--many N` also makes N sandboxes with ready interpreters, asks
-each of them to print, and says what memory they take. Figures are medians in milliseconds; nothing passes or fails.
+each of them to print, and says what memory they take. Where runsc is installed, lives on gVisor are measured, too.
+Figures are medians in milliseconds; nothing passes or fails.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -144,9 +146,13 @@ def compare(repeat: int) -> list[Figure]:
         blank = lives(endpoint, repeat, rest=0.8)
     with engine(0) as endpoint:
         cold = lives(endpoint, repeat, rest=0.0)
-    return [Figure(f"{name} (with a blank)", blank[name], floor[name]) for name in blank] + [
-        Figure(f"{name} (without)", cold[name], floor[name]) for name in ("create", "first print")
-    ]
+    figures = [Figure(f"{name} (with a blank)", blank[name], floor[name]) for name in blank]
+    figures += [Figure(f"{name} (without)", cold[name], floor[name]) for name in ("create", "first print")]
+    if shutil.which(os.environ.get("SANDBOXKIT_RUNSC") or "runsc"):
+        with engine(0, isolation="gvisor") as endpoint:
+            strong = lives(endpoint, max(3, repeat // 4), rest=0.0)
+        figures += [Figure(f"{name} (on gVisor, without)", strong[name], floor[name]) for name in strong]
+    return figures
 
 
 def available() -> int:

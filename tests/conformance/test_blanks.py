@@ -32,7 +32,12 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, A
     """SDK options for an engine with blanks, and its log."""
     root = tmp_path_factory.mktemp("warm")
     log = root / "log"
-    config = EngineConfig(state_root=str(root / "run"), warm=2, log_level="debug")
+    config = EngineConfig(
+        isolation=os.environ["SANDBOXKIT_ISOLATION"],
+        state_root=str(root / "run"),
+        warm=2,
+        log_level="debug",
+    )
     saved = os.dup(2)
     with log.open("w") as file:
         os.dup2(file.fileno(), 2)

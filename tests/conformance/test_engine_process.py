@@ -27,7 +27,7 @@ from sandboxkit.local._config import EngineConfig
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 
-def wait_until(condition: Callable[[], bool], *, seconds: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], *, seconds: float = 30.0) -> None:
     """Poll with a deadline."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -55,7 +55,12 @@ def alive(pid: int) -> bool:
 @pytest.fixture
 def config(tmp_path: Path) -> EngineConfig:
     """An engine that keeps what it keeps in a directory of this test."""
-    return EngineConfig(state_root=str(tmp_path / "run"), log_level="warning", shutdown_timeout=5)
+    return EngineConfig(
+        isolation=os.environ["SANDBOXKIT_ISOLATION"],
+        state_root=str(tmp_path / "run"),
+        log_level="warning",
+        shutdown_timeout=5,
+    )
 
 
 @pytest.fixture
@@ -319,7 +324,7 @@ def test_the_log_tells_no_secrets(config: EngineConfig) -> None:
     assert sandbox.commands.run("echo tell$((40 + 2))tale").stdout == "tell42tale\n"
     sandbox.files.write("diary.txt", "dear diary")
     sandbox.kill()
-    _, log = served.communicate(timeout=15)
+    _, log = served.communicate(timeout=45)
     assert sandbox.sandbox_id in log
     secrets = [endpoint["api_key"], str(sandbox._envd_access_token), "hunter2", "private", "tell42", "diary", "echo"]
     assert [secret for secret in secrets if secret in log] == []
@@ -329,7 +334,7 @@ def test_an_env_file_that_cannot_be_written_is_named(config: EngineConfig, tmp_p
     """The engine does not start without what its starter asked for."""
     file = tmp_path / "nosuch" / "engine.env"
     served = run_script(SERVE, json.dumps({**json.loads(config.to_json()), "env_file": str(file)}))
-    output, _ = served.communicate(timeout=20)
+    output, _ = served.communicate(timeout=45)
     assert served.returncode == 1
     assert output.startswith("configuration_error")
     assert str(file) in output
@@ -345,7 +350,7 @@ def test_a_port_in_use_ends_the_foreground(config: EngineConfig, tmp_path: Path)
         port = taken.getsockname()[1]
         values = {**json.loads(config.to_json()), "env_file": str(file), "port": port}
         served = run_script(SERVE, json.dumps(values))
-        output, _ = served.communicate(timeout=20)
+        output, _ = served.communicate(timeout=45)
     assert served.returncode == 1
     assert output.startswith("configuration_error")
     assert str(port) in output
@@ -358,7 +363,7 @@ def test_a_port_in_use_ends_the_foreground(config: EngineConfig, tmp_path: Path)
 def test_a_malformed_configuration_is_refused(text: str) -> None:
     """The program says what is wrong with its values, and exits with 1."""
     ran = subprocess.run(
-        [sys.executable, "-m", "sandboxkit.local", "--config-json", text], capture_output=True, text=True, timeout=30
+        [sys.executable, "-m", "sandboxkit.local", "--config-json", text], capture_output=True, text=True, timeout=50
     )
     assert ran.returncode == 1
     assert ran.stderr.startswith("sandboxkit: ")
@@ -368,7 +373,7 @@ def test_a_malformed_configuration_is_refused(text: str) -> None:
 def test_stopping_when_nothing_runs_is_harmless() -> None:
     """stop_engines() in a process that has none does nothing."""
     done = subprocess.run(
-        [sys.executable, "-c", "from sandboxkit.local._child import stop_engines; stop_engines()"], timeout=30
+        [sys.executable, "-c", "from sandboxkit.local._child import stop_engines; stop_engines()"], timeout=50
     )
     assert done.returncode == 0
     assert callable(stop_engines)

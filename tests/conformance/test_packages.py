@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sandboxkit import SandboxPool
+from sandboxkit import Fragment, SandboxPool
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -69,3 +69,14 @@ def test_nothing_else(session: Any) -> None:
     """Another host is refused in plain words."""
     ran = session.run_code("import requests; print(requests.get('http://example.com/').text)")
     assert "is not among what this sandbox may reach" in ran.stdout
+
+
+def test_dependencies_of_a_fragment(session: Any) -> None:
+    """A fragment for the interpreter gets its packages before its code runs, in a kernel that runs already."""
+    assert session.run_code("1").text == "1"
+    code = "import iniconfig; iniconfig.__name__"
+    fragment = Fragment(template=session.template, code=code, dependencies=["iniconfig"])
+    logs = [event.data["text"] for event in session.stream(fragment) if event.name == "fragment.log"]
+    assert "iniconfig" in "".join(logs)
+    result = session.run(fragment)
+    assert result.execution.text == "iniconfig"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ def create(sdk: Options) -> Iterator[Callable[..., e2b_code_interpreter.Sandbox]
         sandbox.kill()
 
 
-def wait_until(condition: Callable[[], bool], *, seconds: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], *, seconds: float = 30.0) -> None:
     """Poll with a deadline."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -200,13 +201,19 @@ def test_the_async_sdk_does_the_same(sdk: Options) -> None:
 
 def test_a_killed_engine_leaves_no_paused_sandbox(tmp_path: Path) -> None:
     """Processes that are stopped end too when the engine is killed outright."""
-    import os
     import signal
 
     from sandboxkit.local._child import start_engine
     from sandboxkit.local._config import EngineConfig
 
-    engine = start_engine(EngineConfig(state_root=str(tmp_path / "run"), warm=0, log_level="warning"))
+    engine = start_engine(
+        EngineConfig(
+            isolation=os.environ["SANDBOXKIT_ISOLATION"],
+            state_root=str(tmp_path / "run"),
+            warm=0,
+            log_level="warning",
+        )
+    )
     endpoint = engine.endpoint
     options = {"api_key": endpoint.api_key, "api_url": endpoint.api_url, "sandbox_url": endpoint.sandbox_url}
     sandbox = e2b.Sandbox.create("base", timeout=120, **options)  # type: ignore[arg-type]

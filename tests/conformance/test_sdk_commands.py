@@ -22,7 +22,7 @@ from e2b.sandbox.commands.command_handle import PtySize
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 
-def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
     """Poll until something holds."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -89,7 +89,7 @@ def test_a_deadline_is_a_timeout_and_kills(colour: Any, box: Any, folder: str) -
     started = time.monotonic()
     with pytest.raises(TimeoutException):
         colour.do(box.commands.run(f"(while :; do date +%N > {folder}/beat; sleep 0.05; done) & sleep 60", timeout=1))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
     def beats() -> bool:
         before = colour.do(box.files.read(f"{folder}/beat"))

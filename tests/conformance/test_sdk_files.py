@@ -211,15 +211,6 @@ def test_a_full_disk_is_an_error_of_that_sandbox(colour: Any) -> None:
     assert colour.do(own.files.read("small")) == "fits"
 
 
-def test_watching_is_refused_by_name(colour: Any, box: Any, folder: str) -> None:
-    """watch_dir says that the engine does not support it."""
-    with pytest.raises(SandboxException, match="watch_dir"):
-        if colour.name == "sync":
-            box.files.watch_dir(folder)
-        else:
-            colour.do(box.files.watch_dir(folder, on_event=lambda event: None))
-
-
 def test_a_hundred_at_once(colour: Any, box: Any, folder: str) -> None:
     """Many small files in one request all arrive."""
     several = [{"path": f"{folder}/{n}", "data": str(n)} for n in range(100)]

@@ -21,7 +21,7 @@ FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 
-WHY_NOT = {"needs an E2B account", "downloads the whole environment again"}
+WHY_NOT = {"needs an E2B account", "needs runsc", "downloads the whole environment again"}
 """The reasons for which a block may stay unrun."""
 
 INSTALLS = ("uv run --extra", "python3 -m venv", "uvx nox")

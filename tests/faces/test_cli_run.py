@@ -98,11 +98,11 @@ def test_the_program_can_come_from_standard_input(tmp_path: Path) -> None:
 def test_a_time_limit_is_exit_code_124(run: Run) -> None:
     """A program that runs too long ends with 124, after what it had printed; the message names the limit."""
     started = time.monotonic()
-    done = run("import time\nprint('begun')\ntime.sleep(60)", "--timeout", "1")
+    done = run("import time\nprint('begun')\ntime.sleep(60)", "--timeout", "4")
     assert done.returncode == 124
     assert done.stdout == "begun\n"
     assert done.stderr.startswith("error: ")
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 50
 
 
 @pytest.mark.engine
@@ -128,7 +128,7 @@ def test_json(run: Run) -> None:
 @pytest.mark.slow
 def test_json_says_what_failed(run: Run) -> None:
     """A timeout under --json has its code, its error, and what was printed before."""
-    done = run("import time\nprint('begun')\ntime.sleep(60)", "--json", "--timeout", "1")
+    done = run("import time\nprint('begun')\ntime.sleep(60)", "--json", "--timeout", "4")
     summary = json.loads(done.stdout)
     assert (done.returncode, done.stderr) == (124, "")
     assert (summary["exit_code"], summary["error"]["code"], summary["stdout"]) == (124, "command_timeout", "begun\n")
@@ -147,7 +147,7 @@ def test_ctrl_c_kills_the_sandbox(tmp_path: Path) -> None:
         assert process.stdout.readline() == "begun\n"
         assert watch.look() > 2
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=50)
     assert (output, process.returncode) == ("", 130)
     assert "Traceback" not in errors
     assert watch.left() == ()
@@ -184,7 +184,7 @@ def test_an_unknown_template_is_exit_code_125(run: Run) -> None:
 def test_bad_usage_is_a_failure_of_ours(tmp_path: Path, options: list[str], says: str) -> None:
     """What cannot be started ends with 125, which no program of the user is likely to mean, and says why."""
     (tmp_path / "program.py").write_text("")
-    done = subprocess.run([*RUN, *options], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([*RUN, *options], cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == 125
     assert says in done.stderr
     assert "Traceback" not in done.stderr
@@ -197,7 +197,7 @@ def test_help_does_not_wait_for_the_sdk() -> None:
         "try: main(['run', '--help'])\nexcept SystemExit: pass\n"
         "sys.exit('e2b' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == 0
     assert "130 on" in " ".join(done.stdout.split())
 
@@ -210,7 +210,7 @@ def test_watch_sees_a_process_until_it_ends() -> None:
         assert watch.left(patience=0) == (child.pid,)
         assert child.stdin is not None
         child.stdin.close()
-        child.wait(timeout=10)
+        child.wait(timeout=40)
     assert watch.left() == ()
 
 
@@ -229,7 +229,87 @@ def test_watch_sees_a_process_that_lost_its_parent() -> None:
         os.close(read)
         assert watch.look() == 2
         child.kill()
-        child.wait(timeout=10)
+        child.wait(timeout=40)
     assert watch.left(patience=0) == (grandchild,)
     os.close(write)
     assert watch.left() == ()
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_a_fragment_runs_as_its_code(tmp_path: Path) -> None:
+    """A fragment for the interpreter: its steps on standard error, its output and its last value on standard output,
+    and exit code 1 where it raises."""
+    fragment = {"template": "code-interpreter-v1", "code": "print('hi')\n6 * 7"}
+    (tmp_path / "f.json").write_text(json.dumps(fragment))
+    done = subprocess.run([*RUN, "f.json"], cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False)
+    assert (done.returncode, done.stdout) == (0, "hi\n42\n")
+    assert "write" in done.stderr
+    assert "/home/user/script.py" in done.stderr
+    (tmp_path / "f.json").write_text(json.dumps(fragment | {"code": "1 / 0"}))
+    done = subprocess.run([*RUN, "f.json"], cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+    done = subprocess.run(
+        [*RUN, "f.json", "arg"], cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == 125
+    assert "ARGS" in done.stderr
+
+
+APP = """
+import sys
+from sandboxkit import Template
+Template("base", file="app.py", port=8123, start="python3 -u app.py").register()
+from sandboxkit.cli import main
+main(["run", "fragment.json", "--endpoint", "local", *sys.argv[1:]])
+"""
+SERVER = """
+import http.server, sys
+class Handler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        print('asked', self.path, flush=True)
+print('serving', flush=True)
+http.server.ThreadingHTTPServer(('', 8123), Handler).serve_forever()
+"""
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_an_app_prints_its_url_and_its_log_and_stops(tmp_path: Path) -> None:
+    """The URL is what standard output has; the log follows; Ctrl-C ends with 130, and nothing is left."""
+    (tmp_path / "fragment.json").write_text(json.dumps({"template": "base", "code": SERVER}))
+    watch = Watch()
+    with subprocess.Popen(
+        [sys.executable, "-c", APP], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        url = process.stdout.readline().strip()
+        assert url.startswith("http://8123-")
+        assert ".localhost:" in url
+        seen: list[str] = []
+        while not any(line.startswith("asked /") for line in seen):
+            seen.append(process.stderr.readline())
+            assert seen[-1], seen
+        assert watch.look() > 2
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=30)
+    assert (output, process.returncode) == ("", 130)
+    assert "Traceback" not in errors
+    assert any("http://127.0.0.1:" in line for line in seen)
+    assert watch.left() == ()
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_an_app_that_does_not_start_says_why(tmp_path: Path) -> None:
+    """Exit code 125 with the log's end and one line that says what happened."""
+    code = "print('on its way', flush=True)\nraise ValueError('no good')"
+    (tmp_path / "fragment.json").write_text(json.dumps({"template": "base", "code": code}))
+    done = subprocess.run(
+        [sys.executable, "-c", APP], cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "on its way" in done.stderr
+    assert "no good" in done.stderr.splitlines()[-1]

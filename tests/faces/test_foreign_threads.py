@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import ctypes, os, sys, time
-from sandboxkit._foreign import wait_at_exit
+from sandboxkit import _foreign
 
 inside = []
 
@@ -20,7 +20,8 @@ def enter(_):
     os.write(1, b"left")
     return None
 
-wait_at_exit()
+_foreign.LIMIT = float(sys.argv[2])
+_foreign.wait_at_exit()
 thread = ctypes.c_ulong()
 assert ctypes.CDLL(None).pthread_create(ctypes.byref(thread), None, enter, None) == 0
 while not inside:
@@ -30,8 +31,8 @@ while not inside:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pthreads are POSIX's")
 @pytest.mark.slow
-@pytest.mark.parametrize(("stays", "output"), [("0.2", b"left"), ("30", b"")])
-def test_the_interpreter_waits_for_it(stays: str, output: bytes) -> None:
+@pytest.mark.parametrize(("stays", "limit", "output"), [("0.2", "15", b"left"), ("50", "0.5", b"")])
+def test_the_interpreter_waits_for_it(stays: str, limit: str, output: bytes) -> None:
     """It gets out before the interpreter ends, but one that stays does not keep the interpreter from ending."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM, stays], stdout=subprocess.PIPE, timeout=20)
+    done = subprocess.run([sys.executable, "-c", PROGRAM, stays, limit], stdout=subprocess.PIPE, timeout=40)
     assert (done.returncode, done.stdout) == (0, output)

@@ -26,7 +26,7 @@ atexit.register(lambda: print("LEFT", len(fake.live), "of", fake.created, flush=
 def test_exit_with_an_open_pool(script: Start) -> None:
     """A pool that was never closed is closed at exit, promptly, and its sandboxes are killed."""
     program = script(f"{FAKE}{REPORT}pool = SandboxPool(endpoint=fake)\nsession = pool.session('a')\nprint('OPEN')")
-    assert program.ended(15) == 0
+    assert program.ended(40) == 0
     assert "LEFT 0 of 1" in program.output
     assert "Traceback" not in program.output
 
@@ -34,7 +34,7 @@ def test_exit_with_an_open_pool(script: Start) -> None:
 def test_exit_by_an_exception_with_an_open_pool(script: Start) -> None:
     """A program that ends with a traceback ends as promptly, with its own exit code."""
     program = script(f"{FAKE}{REPORT}pool = SandboxPool(endpoint=fake)\nsession = pool.session('a')\n1 / 0")
-    assert program.ended(15) == 1
+    assert program.ended(40) == 1
     assert "LEFT 0 of 1" in program.output
     assert "ZeroDivisionError" in program.output
 
@@ -65,7 +65,7 @@ def work():
 threading.Thread(target=work).start()
 """
     )
-    assert program.ended(15) == 0
+    assert program.ended(40) == 0
     assert "RESULT 42" in program.output
     assert "LEFT 0 of 1" in program.output
 
@@ -85,7 +85,7 @@ with SandboxPool(endpoint=fake) as pool, pool.session("a") as session:
     )
     program.wait_for("RUNNING")
     program.interrupt()
-    assert program.ended(15) == 0
+    assert program.ended(40) == 0
     assert "INTERRUPTED" in program.output
     assert "AGAIN 5" in program.output
     assert "LEFT 0 of 1" in program.output
@@ -114,7 +114,7 @@ with SandboxPool(endpoint=fake, max_live=1) as pool:
     )
     program.wait_for("WAITING")
     program.interrupt()
-    assert program.ended(20) == 0
+    assert program.ended(40) == 0
     assert "INTERRUPTED 0" in program.output
     assert "AGAIN 2" in program.output
     assert "LEFT 0 of" in program.output
@@ -131,7 +131,7 @@ session.run_code("print('RUNNING')\\nwhile True:\\n    pass", on_stdout=lambda m
     )
     program.wait_for("RUNNING")
     program.interrupt()
-    assert program.ended(15) in (-2, 130)
+    assert program.ended(40) in (-2, 130)
     assert "KeyboardInterrupt" in program.output
     assert "LEFT 0 of 1" in program.output
 
@@ -158,7 +158,7 @@ print("CHILD", status, flush=True)
 print("PARENT", session.run_code("1 + 1").text, flush=True)
 """
     )
-    assert program.ended(20) == 0
+    assert program.ended(40) == 0
     assert program.output.count("FORKED") == 4
     assert "OWN 42" in program.output
     assert "CHILD 0" in program.output
@@ -179,7 +179,7 @@ def test_engine_exit_with_an_open_pool(script: Start) -> None:
         f"{ENGINE}pool = SandboxPool(endpoint='local')\nsession = pool.session('a')\n"
         "print('RESULT', session.run_code('6 * 7').text, flush=True)\nprint('ENGINE', start_engine().pid, flush=True)"
     )
-    assert program.ended(30) == 0
+    assert program.ended(40) == 0
     assert "RESULT 42" in program.output
     assert "Traceback" not in program.output
 
@@ -200,7 +200,7 @@ with SandboxPool(endpoint="local") as pool, pool.session("a") as session:
     )
     program.wait_for("RUNNING")
     program.interrupt()
-    assert program.ended(30) == 0
+    assert program.ended(40) == 0
     assert "INTERRUPTED" in program.output
     assert "AGAIN 5" in program.output
 
@@ -228,7 +228,7 @@ with SandboxPool(endpoint="local") as pool, pool.session("a") as session:
     print("PARENT", session.run_code("1 + 1").text, flush=True)
 """
     )
-    assert program.ended(30) == 0
+    assert program.ended(40) == 0
     assert "FORKED" in program.output
     assert "OWN The E2B SDK was used before os.fork()" in program.output
     assert "PARENT 2" in program.output

@@ -27,6 +27,11 @@ fields = st.fixed_dictionaries(
         "dependencies": st.one_of(st.lists(st.text(max_size=8), max_size=3), json_values),
         "port": st.one_of(st.integers(-1, 70000), json_values),
         "title": json_values,
+        "edits": st.one_of(st.lists(st.fixed_dictionaries({"path": paths, "search": st.text(), "replace": st.text()}))),
+        "file_path": st.one_of(paths, json_values),
+        "additional_dependencies": st.one_of(st.lists(st.text(max_size=8), max_size=3), json_values),
+        "has_additional_dependencies": json_values,
+        "install_dependencies_command": st.one_of(st.text(), json_values),
     },
 )
 
@@ -38,7 +43,7 @@ def test_arbitrary_fields_are_a_fragment_or_a_validation_error(given_fields: dic
         fragment = Fragment.model_validate(given_fields)
     except ValidationError:
         return
-    assert (fragment.files is None) != (fragment.code is None)
+    assert (fragment.files is None) != (fragment.code is None) or fragment.edits
     places = [confine(path) for path in fragment.files or {}]
     assert len(set(places)) == len(places)
     assert not any(a != b and b.startswith(a + "/") for a in places for b in places)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import hypothesis.strategies as st
-from hypothesis import settings
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
 from sandboxkit.pool._moves import (
     Abort,
@@ -16,16 +17,22 @@ from sandboxkit.pool._moves import (
     Create,
     Created,
     CreateFailed,
+    Detach,
     Drain,
     Grant,
     Kill,
     Killed,
     KillFailed,
     Leave,
+    LetGo,
+    Limits,
     Lost,
     PoolEvent,
     Refuse,
+    Renew,
     Renewed,
+    RenewFailed,
+    Report,
     Resize,
     Spec,
     Tick,
@@ -34,7 +41,29 @@ from sandboxkit.pool._policy import UNSURE_ATTEMPTS, PoolPolicy
 
 LIFETIME = 60.0
 KEYS = st.sampled_from([None, "a", "b", "c", "d"])
-SPECS = st.builds(Spec, st.sampled_from(["x", "x", "y"]), st.sampled_from([None, None, (), (("N", "1"),)]))
+SPECS = st.builds(
+    Spec,
+    st.sampled_from(["x", "x", "y"]),
+    st.sampled_from([None, None, (), (("N", "1"),)]),
+    st.sampled_from([None, None, None, (("tag", "1"),)]),
+)
+LIMITS = st.builds(
+    Limits,
+    max_live=st.just(3),
+    max_waiting=st.sampled_from([4, 4, None]),
+    max_per_template=st.sampled_from([(), (), (("y", 1),), (("x", 2), ("y", 2))]),
+    min_warm=st.sampled_from([(), (("x", 1),), (("x", 2),), (("x", 1), ("y", 1))]),
+    max_creating=st.sampled_from([None, None, 1, 2]),
+    create_rate=st.sampled_from([None, None, 0.5, 3.0]),
+    idle_timeout=st.sampled_from([None, 20.0]),
+    max_uses=st.sampled_from([None, None, 1, 2]),
+    floor=st.just(1.0),
+    warm_reserve=st.sampled_from([0.0, 20.0]),
+    renew_margin=st.sampled_from([None, 30.0]),
+    keeps_idle=st.sampled_from([True, True, True, False]),
+    pauses=st.sampled_from([False, False, True]),
+    give_up_after=st.just(30.0),
+)
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -45,7 +74,6 @@ class PoolMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.policy = PoolPolicy(max_live=3, max_waiting=4)
         self.next_ticket = 1
         self.asked: dict[int, Acquire] = {}
         self.order: list[int] = []
@@ -61,19 +89,51 @@ class PoolMachine(RuleBasedStateMachine):
         self.aborted: set[int] = set()
         self.is_closed = False
         self.unsure: dict[int, int] = {}
+        self.let_go = 0
+        self.told_lost: set[int] = set()
+        self.renewing: set[int] = set()
+        self.ever_held: set[int] = set()
+        self.troubled: set[str] = set()
+
+    @initialize(limits=LIMITS)
+    def begin(self, limits: Limits) -> None:
+        self.policy = PoolPolicy(limits)
+        self.do(Tick())  # as the shell does when it opens
 
     def do(self, event: PoolEvent) -> None:
         """Step, and enter each command into the books."""
         before = {t.id for t in self.policy.queued}
         for command in self.policy.step(event, self.now):
             match command:
-                case Create(slot, key, spec):
+                case Create(slot, key, spec, adopt):
                     assert not self.is_closed
                     assert slot not in self.creating
                     assert slot not in self.alive
                     self.creating[slot] = command
                     assert len(self.creating) + len(self.alive) <= self.policy.max_live, "over the cap"
-                    assert (key, spec.template) in {(a.key, a.spec.template) for a in self.waiting(before, event)}
+                    mine = [
+                        c for c in [*self.creating.values(), *self.alive.values()] if c.spec.template == spec.template
+                    ]
+                    assert len(mine) <= self.policy.max_per_template.get(spec.template, 99), "over the template's cap"
+                    assert adopt or len(self.creating) - self.adopting() <= (self.policy.limits.max_creating or 99)
+                    asked = {(a.key, a.spec.template, a.adopt) for a in self.waiting(before, event)}
+                    if (key, spec.template, adopt) not in asked:
+                        assert (key, adopt) == (None, None), "a create that nobody asked for"
+                        assert spec == spec.blank
+                        assert self.policy.stocks[spec.template].target > 0
+                case LetGo(slot):
+                    assert self.alive[slot].adopt is not None
+                    assert slot not in self.ever_held
+                    del self.alive[slot]
+                    self.let_go += 1
+                case Renew(slot):
+                    assert slot in self.alive
+                    assert not self.holders(slot)
+                    assert slot not in self.renewing
+                    self.renewing.add(slot)
+                case Report(news, template):
+                    assert (news == "recovered") == (template in self.troubled) or news == "gave_up"
+                    (self.troubled.discard if news == "recovered" else self.troubled.add)(template)
                 case Abort(slot):
                     assert slot in self.creating
                     self.aborted.add(slot)
@@ -81,7 +141,9 @@ class PoolMachine(RuleBasedStateMachine):
                     assert slot in self.alive
                     assert slot not in self.killing, "a second kill while one is under way"
                     self.killing.add(slot)
-                    if reason in ("evicted", "expired", "released", "abandoned", "drained"):
+                    self.renewing.discard(slot)
+                    assert slot in self.ever_held or self.alive[slot].adopt is None, "it was never ours"
+                    if reason not in ("closed", "replaced") and slot not in self.told_lost:
                         assert not self.holders(slot), f"{reason}, and in use"
                 case Grant(ticket, slot):
                     assert not self.is_closed
@@ -89,10 +151,14 @@ class PoolMachine(RuleBasedStateMachine):
                     assert slot not in self.killing
                     assert ticket not in self.answer, "answered twice"
                     ask, made = self.asked[ticket], self.alive[slot]
-                    assert ask.key == made.key
-                    assert ask.spec.is_met_by(made.spec)
+                    assert ask.adopt in (None, made.adopt)
+                    if made.key is None and made.adopt is None and made.spec == made.spec.blank:
+                        assert ask.spec.template == made.spec.template
+                        assert not ask.spec.metadata or ask.spec.metadata == made.spec.metadata
+                    else:
+                        assert ask.key == made.key
+                        assert ask.spec.is_met_by(made.spec)
                     self.answer[ticket] = command
-                    self.users.setdefault(slot, set()).add(ask.key)
                 case Refuse(ticket):
                     assert ticket not in self.holding
                     assert ticket not in self.gone
@@ -102,6 +168,9 @@ class PoolMachine(RuleBasedStateMachine):
     def waiting(self, queued: set[int], event: PoolEvent) -> list[Acquire]:
         more = [event] if isinstance(event, Acquire) else []
         return [self.asked[t] for t in queued] + more
+
+    def adopting(self) -> int:
+        return sum(c.adopt is not None for c in self.creating.values())
 
     def holders(self, slot: int) -> set[int]:
         return {t for t in self.holding - self.gone if isinstance(g := self.answer[t], Grant) and g.slot == slot}
@@ -123,15 +192,44 @@ class PoolMachine(RuleBasedStateMachine):
         self.do(ask)
         return ticket
 
+    @rule(target=tickets, key=KEYS, sandbox=st.sampled_from(["s1", "s2"]))
+    def attach(self, key: str | None, sandbox: str) -> Any:
+        ticket, self.next_ticket = self.next_ticket, self.next_ticket + 1
+        # An id that is there already is another sandbox of the same name: the books only count.
+        ask = Acquire(ticket=ticket, key=key, spec=Spec("x", ()), deadline=self.now + 5, adopt=sandbox)
+        self.asked[ticket] = ask
+        self.order.append(ticket)
+        self.do(ask)
+        return ticket
+
+    @rule(target=tickets, ticket=consumes(tickets))
+    def ask_again(self, ticket: int) -> Any:
+        """What was offered turned out to be gone: the caller asks once more, and keeps its place."""
+        self.gone.add(ticket)
+        self.do(Leave(ticket))
+        again, self.next_ticket = self.next_ticket, self.next_ticket + 1
+        old = self.asked[ticket]
+        place = ticket if old.place is None else old.place
+        self.asked[again] = Acquire(
+            ticket=again, key=old.key, spec=old.spec, deadline=max(old.deadline, self.now + 0.1), place=place
+        )
+        self.order.append(again)
+        self.do(self.asked[again])
+        return again
+
     @rule(ticket=tickets)
     def accept(self, ticket: int) -> None:
         granted = self.answer.get(ticket)
         if isinstance(granted, Grant) and ticket not in self.holding | self.gone:
-            if granted.slot in self.alive and self.alive[granted.slot].key is None and granted.slot not in self.killing:
-                self.anonymous_users[granted.slot] = self.anonymous_users.get(granted.slot, 0) + 1
             self.do(Accept(ticket))
             if isinstance(self.answer[ticket], Grant):
                 self.holding.add(ticket)
+                slot, key = granted.slot, self.asked[ticket].key
+                if slot in self.alive and slot not in self.killing:
+                    self.ever_held.add(slot)
+                    self.users.setdefault(slot, set()).add(key)
+                    if key is None:
+                        self.anonymous_users[slot] = self.anonymous_users.get(slot, 0) + 1
 
     @rule(ticket=consumes(tickets))
     def leave(self, ticket: int) -> None:
@@ -147,12 +245,12 @@ class PoolMachine(RuleBasedStateMachine):
     # -- what the provider answers
 
     @precondition(lambda self: self.creating)
-    @rule(data=st.data(), lives=st.sampled_from([5.0, LIFETIME]))
-    def create_succeeds(self, data: st.DataObject, lives: float) -> None:
+    @rule(data=st.data(), lives=st.sampled_from([5.0, LIFETIME]), ages=st.sampled_from([None, None, 40.0]))
+    def create_succeeds(self, data: st.DataObject, lives: float, ages: float | None) -> None:
         slot = data.draw(st.sampled_from(sorted(self.creating)))
         self.alive[slot] = self.creating.pop(slot)
         self.created += 1
-        self.do(Created(slot, self.now + lives))
+        self.do(Created(slot, self.now + lives, None if ages is None else self.now + ages))
 
     @precondition(lambda self: self.creating)
     @rule(data=st.data())
@@ -165,7 +263,10 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def create_ends_unclear(self, data: st.DataObject) -> None:
         """The worst case: a sandbox was made, and nobody was told."""
-        slot = data.draw(st.sampled_from(sorted(self.creating)))
+        made = sorted(slot for slot, create in self.creating.items() if create.adopt is None)
+        if not made:
+            return
+        slot = data.draw(st.sampled_from(made))
         self.alive[slot] = self.creating.pop(slot)
         self.created += 1
         self.unsure[slot] = 0
@@ -192,15 +293,38 @@ class PoolMachine(RuleBasedStateMachine):
             self.killed += 1
         self.do(KillFailed(slot))
 
+    @precondition(lambda self: self.renewing)
+    @rule(data=st.data(), fails=st.booleans())
+    def warm_one_is_renewed(self, data: st.DataObject, fails: bool) -> None:
+        slot = data.draw(st.sampled_from(sorted(self.renewing)))
+        self.renewing.remove(slot)
+        self.do(RenewFailed(slot) if fails else Renewed(slot, self.now + LIFETIME))
+
     @precondition(lambda self: self.alive)
-    @rule(data=st.data(), reason=st.sampled_from(["lost", "asked"]))
+    @rule(data=st.data())
+    def detach(self, data: st.DataObject) -> None:
+        """As the shell does it: one holder, who has it and gives it away."""
+        for slot in sorted(self.alive):
+            known = self.policy.slots[slot]
+            if known.state == "live" and len(self.holders(slot)) == 1 == len(known.tickets):
+                del self.alive[slot]
+                self.let_go += 1
+                self.do(Detach(slot))
+                return
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data(), reason=st.sampled_from(["lost", "asked", "expired", "failed"]))
     def sandbox_is_lost(self, data: st.DataObject, reason: Any) -> None:
-        self.do(Lost(data.draw(st.sampled_from(sorted(self.alive))), reason))
+        slot = data.draw(st.sampled_from(sorted(self.alive)))
+        self.told_lost.add(slot)
+        self.do(Lost(slot, reason))
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data())
     def renew(self, data: st.DataObject) -> None:
-        self.do(Renewed(data.draw(st.sampled_from(sorted(self.alive))), self.now + LIFETIME))
+        slot = data.draw(st.sampled_from(sorted(self.alive)))
+        self.do(Renewed(slot, self.now + LIFETIME))
+        self.renewing.discard(slot)
 
     # -- time, and the owner
 
@@ -209,9 +333,10 @@ class PoolMachine(RuleBasedStateMachine):
         """As the shell's clock does it: never past an alarm without a Tick there."""
         until = self.now + seconds
         while (alarm := self.policy.next_alarm()) is not None and alarm <= until:
-            assert alarm > self.now or self.policy.step(Tick(), self.now) == [], "an alarm that changes nothing"
             self.now = max(self.now, alarm)
             self.do(Tick())
+            again = self.policy.next_alarm()
+            assert again is None or again > self.now, "an alarm that changes nothing"
         self.now = until
         self.do(Tick())
 
@@ -219,10 +344,18 @@ class PoolMachine(RuleBasedStateMachine):
     def resize(self, max_live: int) -> None:
         self.do(Resize(max_live))
 
-    @rule()
-    def drain(self) -> None:
-        self.do(Drain())
-        assert not any(s.is_idle for s in self.policy.slots.values())
+    @rule(warm=st.integers(0, 3), caps=st.sampled_from([None, None, (), (("x", 1),)]))
+    def resize_the_stock(self, warm: int, caps: Any) -> None:
+        self.troubled.clear()
+        self.do(Resize(None, (("x", warm),), caps))
+
+    @rule(template=st.sampled_from([None, "x", "y"]))
+    def drain(self, template: str | None) -> None:
+        before = set(self.policy.slots)
+        self.troubled -= {template} if template else self.troubled
+        self.do(Drain(template))
+        kept = [s for s in self.policy.slots.values() if s.id in before and template in (None, s.spec.template)]
+        assert not any(s.is_idle or s.is_stocked for s in kept)
 
     @precondition(lambda self: len(self.order) > 8)
     @rule()
@@ -238,7 +371,7 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def the_books_agree(self) -> None:
         """created = alive + killed, and the policy's slots are exactly what is being created or lives."""
-        assert self.created == len(self.alive) + self.killed
+        assert self.created == len(self.alive) + self.killed + self.let_go
         states = {slot.id: slot.state for slot in self.policy.slots.values()}
         assert set(states) == set(self.creating) | set(self.alive)
         assert all(states[slot] == "creating" for slot in self.creating)
@@ -264,26 +397,51 @@ class PoolMachine(RuleBasedStateMachine):
                 assert not self.is_closed
                 assert self.now < ask.deadline or self.policy.next_alarm() == ask.deadline
 
+    def pace_allows(self) -> bool:
+        creating = len(self.creating) - self.adopting()
+        return creating < (self.policy.limits.max_creating or 99) and self.now >= self.policy._pace.free_at
+
     @invariant()
     def nobody_waits_without_need(self) -> None:
-        """While somebody is queued, every place is taken, and enough of the idle ones are being freed."""
+        """Who is queued waits for a place, in all or of a template, or for the pace; enough idle ones go for it."""
         queued = self.policy.queued
-        assert len(queued) == 0 or len(self.policy.slots) >= self.policy.max_live
-        wants = {t.id if t.key is None else t.key for t in queued}
-        idle = sum(s.is_idle for s in self.policy.slots.values())
-        coming = sum(s.is_coming_free for s in self.policy.slots.values())
-        over = len(self.policy.slots) - self.policy.max_live
-        assert idle == 0 or coming >= len(wants) + over
+        full = len(self.policy.slots) >= self.policy.max_live
+        for ticket in queued:
+            same = sum(s.spec.template == ticket.spec.template for s in self.policy.slots.values())
+            capped = same >= self.policy.max_per_template.get(ticket.spec.template, 99)
+            assert full or capped or (ticket.adopt is None and not self.pace_allows())
+            assert not any(ticket.may_have(s) for s in self.policy.slots.values())
+        if full:
+            wants = {t.id if t.key is None else t.key for t in queued}
+            spare = sum(s.is_idle or s.is_stocked for s in self.policy.slots.values())
+            coming = sum(s.is_coming_free for s in self.policy.slots.values())
+            over = len(self.policy.slots) - self.policy.max_live
+            assert spare == 0 or coming >= len(wants) + over or self.policy.max_per_template
+
+    @invariant()
+    def the_stock_is_full_if_it_can_be(self) -> None:
+        """As many lie warm, or are on their way, as should: unless places, pace, or earlier failures forbid it."""
+        for template, stock in {} if self.is_closed else self.policy.stocks.items():
+            slots = self.policy.slots.values()
+            there = sum(s.is_stocked and s.spec.template == template for s in slots)
+            same = sum(s.spec.template == template for s in slots)
+            has_place = len(slots) < self.policy.max_live and same < self.policy.max_per_template.get(template, 99)
+            assert there >= stock.target or not has_place or not self.pace_allows() or not stock.may_ask(self.now)
 
     @invariant()
     def the_queue_is_fair(self) -> None:
         """Whoever is queued came before everyone queued behind, and no later one got a new sandbox before it."""
         queued = [t.id for t in self.policy.queued]
-        assert queued == sorted(queued)
+        assert queued == sorted(queued, key=lambda t: (self.policy.tickets[t].place, t))
         attached = [t.id for t in self.policy.tickets.values() if t.slot in self.creating]
         for ticket in queued:
             for other in attached:
                 slot = self.policy.slots[self.policy.tickets[other].slot or 0]
+                first, second = self.policy.tickets[ticket], self.policy.tickets[other]
+                if first.spec.template != second.spec.template or first.spec.metadata or second.adopt is not None:
+                    continue  # they do not wait for the same
+                if first.place > second.place or slot.blank or slot.adopts is not None:
+                    continue
                 # A later one may join a creation that began for an earlier one of its key, but not start one.
                 assert ticket > min([other, *slot.tickets]) or self.started_before(slot.id, ticket)
 
@@ -295,6 +453,8 @@ class PoolMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """However it went: after a close and honest answers, nothing is left."""
         self.is_closed = True
+        if not hasattr(self, "policy"):
+            return
         self.do(Close())
         while self.policy.slots:
             assert self.creating or self.alive
@@ -308,7 +468,7 @@ class PoolMachine(RuleBasedStateMachine):
                 self.do(Tick())
             for slot in list(self.killing):
                 self.kill_succeeds_at(slot)
-        assert self.created == self.killed
+        assert self.created == self.killed + self.let_go
         assert not self.policy.bound
 
     def kill_succeeds_at(self, slot: int) -> None:
@@ -320,3 +480,17 @@ class PoolMachine(RuleBasedStateMachine):
 
 TestPoolMachine = PoolMachine.TestCase
 TestPoolMachine.settings = settings(stateful_step_count=60, deadline=None)
+
+
+class LongPoolMachine(PoolMachine):
+    """The same, far longer."""
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+class TestPoolMachineLong(LongPoolMachine.TestCase):  # type: ignore[name-defined,misc]
+    """At least 100,000 steps."""
+
+    settings = settings(
+        max_examples=2000, stateful_step_count=80, deadline=None, suppress_health_check=list(HealthCheck)
+    )

@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from sandboxkit._types import TimeoutPolicy
 from sandboxkit.errors import ConfigurationError
 from sandboxkit.pool._lifetime import renewal
-from sandboxkit.pool._moves import Spec
+from sandboxkit.pool._moves import Limits, Spec
 from sandboxkit.pool._options import PoolOptions, create_request, session_key, session_spec
 
 SECONDS = st.floats(0.01, 1e6)
@@ -24,12 +24,11 @@ PAIRS = st.none() | st.dictionaries(NAMES.filter(lambda k: not k.startswith("san
 def options(**more: Any) -> PoolOptions:
     defaults: dict[str, Any] = {
         "template": "t",
-        "max_live": 1,
-        "max_waiting": None,
+        "limits": Limits(max_live=1),
+        "owner": "o",
         "acquire_timeout": 1.0,
         "timeouts": TimeoutPolicy(),
         "network": "deny",
-        "on_event": None,
         "name": "p",
         "id": uuid.UUID(int=7),
     }
@@ -81,18 +80,26 @@ def test_a_sandbox_fits_the_call_that_made_it(template: str, metadata: Any, envs
 
 @given(session=st.none() | NAMES, generation=st.integers(1, 10**9), metadata=PAIRS, envs=PAIRS)
 def test_every_create_is_tagged_and_repeatable(session: str | None, generation: int, metadata: Any, envs: Any) -> None:
-    """A request has our five tags, the caller's own pairs untouched, and an idempotency key that E2B accepts."""
+    """A request has our tags, the caller's own pairs untouched, and an idempotency key that E2B accepts."""
     spec = session_spec(template=None, metadata=metadata, envs=envs, default_template="t")
-    request = create_request(options(), session=session, row=session or "row", generation=generation, spec=spec)
-    again = create_request(options(), session=session, row=session or "row", generation=generation, spec=spec)
-    later = create_request(options(), session=session, row=session or "row", generation=generation + 1, spec=spec)
+    request = create_request(
+        options(), session=session, row=session or "row", generation=generation, spec=spec, process="h:1:2"
+    )
+    again = create_request(
+        options(), session=session, row=session or "row", generation=generation, spec=spec, process="h:1:2"
+    )
+    later = create_request(
+        options(), session=session, row=session or "row", generation=generation + 1, spec=spec, process="h:1:2"
+    )
     assert request == again
     assert request.idempotency_key != later.idempotency_key
     assert re.fullmatch(r"[a-z0-9-]{1,255}", request.idempotency_key)
     ours = {k: v for k, v in request.metadata.items() if k.startswith("sandboxkit.")}
     assert ours == {
         "sandboxkit.pool": "p",
-        "sandboxkit.owner": uuid.UUID(int=7).hex,
+        "sandboxkit.id": uuid.UUID(int=7).hex,
+        "sandboxkit.owner": "o",
+        "sandboxkit.process": "h:1:2",
         "sandboxkit.session": session or "",
         "sandboxkit.template": "t",
         "sandboxkit.gen": str(generation),
@@ -104,7 +111,9 @@ def test_every_create_is_tagged_and_repeatable(session: str | None, generation: 
 def test_two_pools_never_share_a_create() -> None:
     """The idempotency key depends on the pool: another pool's session of the same name is another sandbox."""
     keys = {
-        create_request(options(id=uuid.uuid4()), session="a", row="a", generation=1, spec=Spec("t")).idempotency_key
+        create_request(
+            options(id=uuid.uuid4()), session="a", row="a", generation=1, spec=Spec("t"), process="h:1:2"
+        ).idempotency_key
         for _ in range(10)
     }
     assert len(keys) == 10

@@ -30,7 +30,14 @@ def run(sandbox: Any, command: str) -> str:
 
 
 def main() -> None:
-    engine = start_engine(EngineConfig(log_level="error", internet_ceiling="internet", host="0.0.0.0"))
+    engine = start_engine(
+        EngineConfig(
+            isolation=os.environ["SANDBOXKIT_ISOLATION"],
+            log_level="error",
+            internet_ceiling="internet",
+            host="0.0.0.0",
+        )
+    )
     assert engine.endpoint.api_url is not None
     port = engine.endpoint.api_url.rpartition(":")[2]
     sdk: Any = {

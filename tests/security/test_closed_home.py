@@ -47,7 +47,9 @@ async def use_layer(isolation: Any, home: str) -> Any:
     box = await isolation.create(spec)
     tool = await run(box, ["/opt/sandboxkit/env/bin/tool"])
     write = await run(box, ["sh", "-c", "echo x > /opt/sandboxkit/env/bin/new"])
-    notes = await run(box, ["sh", "-c", "cat notes/hello.txt && echo more >> notes/hello.txt && stat -c %U notes"])
+    notes = await run(
+        box, ["sh", "-c", "cat notes/hello.txt && echo more >> notes/hello.txt && find notes -prune -printf '%u\\n'"]
+    )
     mounts = await run(box, ["cat", "/proc/self/mountinfo", "/proc/1/mountinfo", "/proc/1/maps"])
     secret = os.path.exists(f"{home}/secret") if os.stat(home).st_uid != os.getuid() else False
     return [tool.output, write.status.code, notes.output, mounts.output, secret]
@@ -71,7 +73,7 @@ from sandboxkit.local.isolation import enter
 namespace = enter(sys.argv[1])
 assert os.getuid() != 0
 def stop(*_):
-    os.write(1, b'stopped\n')  # a print could meet the one below in its middle
+    os.write(1, b'stopped\\n')  # a print could meet the one below in its middle
     sys.exit(9)
 signal.signal(signal.SIGTERM, stop)
 print('ready', flush=True)
@@ -100,7 +102,7 @@ def test_exit_code_and_signals_pass(how: str, code: int) -> None:
         assert first == b"ready\n"
         if how == "term":
             child.send_signal(signal.SIGTERM)
-        output, errors = child.communicate(timeout=20)
+        output, errors = child.communicate(timeout=50)
         assert child.returncode == code, errors.decode()
         assert output == (b"stopped\n" if how == "term" else b"")
         if os.getuid() == 0:
@@ -110,3 +112,35 @@ def test_exit_code_and_signals_pass(how: str, code: int) -> None:
             child.kill()
             child.communicate()
         shutil.rmtree(root, ignore_errors=True)
+
+
+IN_A_CHECKOUT = """
+import sys
+from pathlib import Path
+import e2b, sandboxkit
+from sandboxkit.local._child import start_engine, stop_engines
+assert Path(sandboxkit.__file__).is_relative_to(sys.argv[1])
+found = start_engine().endpoint
+with e2b.Sandbox.create(
+    "code-interpreter-v1", api_key=found.api_key, api_url=found.api_url, sandbox_url=found.sandbox_url
+) as sandbox:
+    print(sandbox.get_info().template_id)
+stop_engines()
+"""
+
+
+@pytest.mark.engine
+def test_a_checkout_below_a_closed_home(closed_home: Path, repository: Path) -> None:
+    """An engine whose code and templates lie in a checkout below a 0700 directory, such as root's home, serves them."""
+    for name in ("src", "sandbox-templates"):
+        shutil.copytree(repository / name, closed_home / name, ignore=shutil.ignore_patterns("__pycache__"))
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_CHECKOUT, str(closed_home)],
+        env={**os.environ, "PYTHONPATH": str(closed_home / "src"), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        cwd="/",
+        timeout=55,
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == ("code-interpreter-v1\n", 0), done.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sandboxkit.local.isolation import checks
-from sandboxkit.local.isolation._doctor import _kernel_check, _namespace_checks
+from sandboxkit.local.isolation._doctor import _gvisor_check, _kernel_check, _namespace_checks
 from sandboxkit.local.isolation._remedies import HostFacts
 
 
@@ -23,7 +23,9 @@ def test_checks() -> None:
 
     before = left()
     told = checks()
-    assert {"kernel", "user namespaces", "AppArmor", "bubblewrap", "sandbox"} <= {check.name for check in told}
+    assert {"kernel", "user namespaces", "AppArmor", "bubblewrap", "sandbox", "gVisor"} <= {
+        check.name for check in told
+    }
     assert all(check.fix for check in told if check.status != "ok")
     sandbox = next(check for check in told if check.name == "sandbox")
     if sandbox.status == "ok":
@@ -58,3 +60,22 @@ def test_forbidden_namespaces() -> None:
     assert (names.status, "max_user_namespaces" in names.fix) == ("fail", True)
     _, apparmor = _namespace_checks(HostFacts(apparmor_restrict=1))
     assert (apparmor.status, "apparmor" in apparmor.fix) == ("warn", True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="boxes need Linux")
+def test_without_runsc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That there is no gVisor is no failure, and comes with how to get it; one that does not work is told as it is."""
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.delenv("SANDBOXKIT_RUNSC", raising=False)
+    missing = _gvisor_check()
+    assert (missing.status, "apt-get install runsc" in missing.fix) == ("info", True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="boxes need Linux")
+def test_a_runsc_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that boots no sandbox is a warning with its own words."""
+    monkeypatch.setenv("SANDBOXKIT_RUNSC", "/bin/false")
+    broken = _gvisor_check()
+    assert broken.status == "warn"
+    assert broken.fix

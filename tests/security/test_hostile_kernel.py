@@ -385,9 +385,9 @@ async def run_compiled(isolation: Any, program: str) -> Any:
     from box_tools import run, small
 
     box = await isolation.create(small("compiled"))
-    fd = await box.agent.open("/home/user/hostile", os.O_WRONLY | os.O_CREAT, 0o755)
-    with os.fdopen(fd, "wb") as file:
-        file.write(Path(program).read_bytes())
+    file = await box.agent.open_file("/home/user/hostile", os.O_WRONLY | os.O_CREAT, 0o755)
+    await file.write(Path(program).read_bytes())
+    file.close()
     done = await run(box, ["/home/user/hostile"])
     return [done.status.code, done.output]
 

@@ -104,8 +104,11 @@ print('bounded by their number: %d' % n, flush=True)
 async def be_greedy(isolation: Any, code: str) -> Any:
     """Run greedy code in one box, and a small program in another meanwhile; tell how it went."""
     import asyncio
+    import contextlib
 
     from box_tools import python, run, small
+
+    from sandboxkit.local.isolation import AgentLost
 
     greedy = await isolation.create(small("greedy", memory=MEMORY << 20, disk=256 << 20))
     other = await isolation.create(small("other"))
@@ -114,7 +117,8 @@ async def be_greedy(isolation: Any, code: str) -> Any:
     meanwhile = set()
     while not running.done():
         if not greedy.ended.done():
-            peak = max(peak, (await greedy.usage()).memory)
+            with contextlib.suppress(AgentLost):  # it is ending
+                peak = max(peak, (await greedy.usage()).memory)
         meanwhile.add((await run(other, ["echo", "fine"])).output)
         await asyncio.sleep(0.02)
     try:

@@ -41,11 +41,15 @@ print('no limit', flush=True)
 
 MANY_HOGS = """
 import os, time
+read, write = os.pipe()
 for _ in range(12):
     if os.fork() == 0:
         held = bytearray(b'x') * (60 << 20)
+        os.close(write)
+        os.read(read, 1)  # until all hold as much, or are dead
         time.sleep(3)
         os._exit(0)
+os.close(write)
 failed = sum(1 for _ in range(12) if os.wait()[1] != 0)
 print('failed', failed, flush=True)
 """

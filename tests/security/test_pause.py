@@ -55,7 +55,7 @@ async def _started(box: Any, code: str, *, expect: int) -> Any:
     from box_tools import ENVIRONMENT
 
     process = await box.agent.spawn(["python3", "-I", "-c", code], envs=ENVIRONMENT, cwd="/tmp", fds={})
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while (await box.usage()).processes < expect:  # noqa: ASYNC110  (the kernel tells nobody)
             await asyncio.sleep(0.01)
     return process
@@ -81,7 +81,7 @@ async def counters(isolation: Any) -> dict[str, Any]:
     waited = not ping.done()
     await box.resume()
     await box.resume()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         await ping
         while counted.stat().st_size <= after[0]:  # noqa: ASYNC110  (the file tells nobody)
             await asyncio.sleep(0.01)

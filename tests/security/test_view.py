@@ -54,8 +54,7 @@ async def look(isolation: Any) -> Any:
     from box_tools import python, small
 
     box, other = await isolation.create(small("one")), await isolation.create(small("other"))
-    secret = await other.agent.open("/home/user/secret", os.O_WRONLY | os.O_CREAT)
-    os.close(secret)
+    (await other.agent.open_file("/home/user/secret", os.O_WRONLY | os.O_CREAT)).close()
     seen = json.loads((await python(box, LOOK)).output)
     seen["other"] = (await python(box, "import os; print(os.path.exists('/home/user/secret'))")).output.strip()
     seen["pid_of_other"] = (await python(other, "import os; print(sorted(os.listdir('/proc'))[0])")).output.strip()
@@ -150,7 +149,7 @@ def test_no_network(box_runner: Any) -> None:
     assert links == ["lo"]
     assert answers["tcp"] == 111
     assert answers["abstract"] == 111
-    assert answers["outside"] == 101
+    assert answers["outside"] in (101, 113), "ENETUNREACH; EHOSTUNREACH is gVisor's word for it"
     assert answers["six"] in (111, 99, 97)
 
 

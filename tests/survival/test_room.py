@@ -28,7 +28,7 @@ def test_nobody_reads_the_log(start: Any, tools: Any) -> None:
                 os.write(writing, b"x" * 4096)
         os.set_blocking(writing, True)
         run = start(stderr=writing, log_level="debug")
-        with run.client(timeout=10) as client:
+        with run.client(timeout=30) as client:
             client.delete(f"/sandboxes/{run.create(client)['sandboxID']}")
             os.set_blocking(reading, False)
             with contextlib.suppress(BlockingIOError):

@@ -6,6 +6,8 @@ from collections.abc import Generator
 from typing import Any, assert_type
 
 from sandboxkit import (
+    App,
+    AsyncApp,
     AsyncCommandHandle,
     AsyncSafeFS,
     AsyncSandboxPool,
@@ -42,7 +44,9 @@ def sync_face() -> None:
             assert_type(session.run_command(["true"], background=False), CommandResult)
             assert_type(session.run_command("true", background=True), CommandHandle)
             assert_type(session.run_command("true", background=True).wait(timeout=1), CommandResult)
-            assert_type(session.run(Fragment(template="t", code="1")), FragmentResult)
+            assert_type(session.run(Fragment(template="t", code="1")), FragmentResult[App])
+            assert_type(session.url(3000), str)
+            assert_type(session.browser_url(3000), str)
             assert_type(session.stream(Fragment(template="t", code="1")), Generator[Event, None, None])
             assert_type(session.files, SafeFS)
             assert_type(session.files.read_bytes("a"), bytes)
@@ -58,6 +62,8 @@ async def async_face() -> None:
             assert_type(session, AsyncSession)
             assert_type(await session.run_code("1"), Execution)
             assert_type(await session.run_command("true", background=True), AsyncCommandHandle)
+            assert_type(await session.run(Fragment(template="t", code="1")), FragmentResult[AsyncApp])
+            assert_type(await session.url(3000), str)
             assert_type(session.files, AsyncSafeFS)
             async for event in session.stream(Fragment(template="t", code="1")):
                 assert_type(event, Event)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import shutil
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, MutableMapping
@@ -26,8 +28,9 @@ from sandboxkit.local.control._parts import Services
 from sandboxkit.local.control._store import open_store
 from sandboxkit.local.gateway._listener import bind
 from sandboxkit.local.images import BuiltTemplate
+from sandboxkit.local.images._store import Store, give_store
 from sandboxkit.local.isolation._archive import Packed, Stopped, TooLarge
-from sandboxkit.local.isolation._base import Agent, AgentLost, BoxEnd, BoxSpec, LimitInForce, Usage
+from sandboxkit.local.isolation._base import Agent, AgentError, AgentLost, BoxEnd, BoxSpec, LimitInForce, Usage
 
 
 class EmptyBox:
@@ -43,6 +46,16 @@ class EmptyBox:
         self._isolation = isolation
         self.is_silent = False
         self.is_paused = False
+
+    async def dial(self, port: int, *, host: str = "127.0.0.1") -> int:
+        """Connect to what a test serves in the place of a program inside."""
+        there = self._isolation.ports.get(port)
+        if there is None or host != "127.0.0.1":
+            raise AgentError(errno.ECONNREFUSED, "Connection refused")
+        if self.is_silent:
+            raise AgentLost
+        with socket.create_connection(("127.0.0.1", there), 5) as connection:
+            return connection.detach()
 
     async def ping(self) -> None:
         if self.is_silent:
@@ -99,6 +112,8 @@ class EmptyIsolation:
 
     name: str = "empty"
     boxes: dict[str, EmptyBox] = field(default_factory=dict)
+    ports: dict[int, int] = field(default_factory=dict)
+    """What listens in every box: its port there, and where it really is."""
     making: asyncio.Event = field(default_factory=asyncio.Event)
     killing: asyncio.Event = field(default_factory=asyncio.Event)
     pausing: asyncio.Event = field(default_factory=asyncio.Event)
@@ -191,6 +206,7 @@ class ThreeTemplates:
         return "base", "code-interpreter-v1", "unbuilt"
 
     def find(self, template_id: str) -> BuiltTemplate:
+        template_id = template_id.removesuffix(":default")
         if template_id not in self.known():
             raise TemplateNotFound(f"no template {template_id}")
         if template_id == "unbuilt":
@@ -230,11 +246,14 @@ class Running:
 @contextmanager
 def _starter() -> Iterator[Callable[..., Running]]:
     running: list[Running] = []
+    home = tempfile.TemporaryDirectory()
+    give_store(Path(home.name), os.geteuid())
+    store = Store(Path(home.name), uid=os.geteuid())
 
     def start(*, kept: Path | None = None, state: Path = Path("/nonexistent"), **values: Any) -> Running:
         config = EngineConfig(**{"warm": 0, "keep": kept is not None, **values})
         place = Path(tempfile.mkdtemp(prefix="sandboxkit-hollow-")) if kept is None else kept
-        store = open_store(config, place, state)
+        keeper = open_store(config, place, state)
         listener = bind(config.host, config.port)
         ready: list[Endpoint] = []
         event = threading.Event()
@@ -250,6 +269,7 @@ def _starter() -> Iterator[Callable[..., Running]]:
                 services=Services(envd=EchoService, interpreter=EchoInterpreter),
                 templates=ThreeTemplates(),
                 store=store,
+                kept=keeper,
             )
 
             def on_ready(endpoint: Endpoint) -> None:
@@ -259,7 +279,7 @@ def _starter() -> Iterator[Callable[..., Running]]:
             try:
                 await parts["engine"].run(on_ready=on_ready)
             finally:
-                store.close()
+                keeper.close()
                 if kept is None:
                     shutil.rmtree(place)
 
@@ -275,6 +295,7 @@ def _starter() -> Iterator[Callable[..., Running]]:
     for one in running:
         one.client.close()
         one.stop()
+    home.cleanup()
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ def test_import_loads_no_sdk() -> None:
         "heavy = {'e2b', 'e2b_code_interpreter', 'httpx', 'pyqwest', 'starlette', 'uvicorn', 'trio'}\n"
         "print(sorted(heavy & set(sys.modules)), sorted({'asyncio', 'pydantic', 'anyio'} & light))\n"
     )
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True, timeout=50)
     assert done.stdout.strip() == "[] []"
 
 

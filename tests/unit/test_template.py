@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from sandboxkit import template as module
-from sandboxkit.errors import ConfigurationError, TemplateNotFound, UnsupportedOption
+from sandboxkit.errors import ConfigurationError, TemplateNotFound
 from sandboxkit.template import Template, folder
 
 
@@ -144,10 +144,3 @@ def test_a_broken_template_json_is_named(tmp_path: Path) -> None:
     file.write_text('{"id": "other", "file": "main.py"}')
     with pytest.raises(ConfigurationError, match="'other'"):
         module._read(file)
-
-
-def test_e2b_toml_is_not_supported_yet() -> None:
-    """Reading e2b.toml is refused by name until it works."""
-    with pytest.raises(UnsupportedOption) as caught:
-        Template.from_e2b_toml("e2b.toml")
-    assert caught.value.option == "Template.from_e2b_toml"

@@ -1,1 +1,1 @@
-"""One module per framework, imported late; none yet."""
+"""One module per framework, imported late."""

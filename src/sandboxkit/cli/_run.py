@@ -1,6 +1,6 @@
-"""`sandboxkit run`: runs one Python program in a fresh sandbox, as if it were run here.
+"""`sandboxkit run`: runs one Python program in a fresh sandbox, as if it were run here; or an app, until Ctrl-C.
 
-The program is a process of its own there (`python3 -u FILE ARGS`), not a cell of an interpreter: so it has arguments,
+A program is a process of its own there (`python3 -u FILE ARGS`), not a cell of an interpreter: so it has arguments,
 a standard error, a traceback like any other, and above all an exit code, which becomes ours. Standard input is empty.
 """
 
@@ -18,12 +18,14 @@ import click
 
 from sandboxkit._types import CODE_INTERPRETER, OutputMessage, TimeoutPolicy
 from sandboxkit.cli import FAILED, INTERRUPTED, report
+from sandboxkit.cli._what import Given, recognise
 from sandboxkit.errors import CommandTimeout, ConfigurationError, SandboxkitError, UnsupportedOption
 
 if TYPE_CHECKING:
     from sandboxkit import Session
 
 TIMED_OUT = 124
+PROGRAM_LIMIT = 300.0
 MAX_OUTPUT = 256 * 1024 * 1024
 """Bytes that a program may print. They pass through as they come, but are held until it ends, so there is a bound."""
 MARGIN = 120.0
@@ -57,9 +59,9 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
 
 
 @click.command(cls=_Command)
-@click.argument("file", metavar="FILE")
+@click.argument("file", metavar="FILE|FOLDER|FRAGMENT.json")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
-@click.option("-t", "--template", default=CODE_INTERPRETER, show_default=True, help="What the sandbox starts from.")
+@click.option("-t", "--template", help="What the sandbox starts from. By default what FILE needs.")
 @click.option("--session", help="Go on in the sandbox of an earlier run (not supported yet).")
 @click.option(
     "--endpoint",
@@ -72,10 +74,16 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
 @click.option(
     "--timeout",
     type=click.FloatRange(0, min_open=True),
-    default=300.0,
-    show_default=True,
-    help="Time limit in seconds.",
+    help="Time limit in seconds: 300 for a program, none for an app.",
 )
+@click.option(
+    "--network",
+    type=click.Choice(["deny", "packages", "internet"]),
+    default="deny",
+    show_default=True,
+    help="What it may reach; packages are the package indexes of this machine.",
+)
+@click.option("--allow-install-command", is_flag=True, help="Let a fragment run the install command that it brings.")
 @click.option(
     "-e", "--env", "envs", metavar="NAME=VALUE", multiple=True, callback=_pairs, help="Set a variable for it."
 )
@@ -83,18 +91,23 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
 def run(
     file: str,
     args: tuple[str, ...],
-    template: str,
+    template: str | None,
     session: str | None,
     endpoint: str,
-    timeout: float,
+    timeout: float | None,
+    network: str,
+    allow_install_command: bool,
     envs: dict[str, str],
     as_json: bool,
 ) -> None:
-    """Run the Python program FILE ("-": from standard input) in a fresh sandbox.
+    """Run FILE in a fresh sandbox: a Python program ("-": from standard input), an app, or a fragment.
 
-    Its output is passed on as it comes. What follows FILE, after "--" where it looks like an option, are its
+    A program's output is passed on as it comes. What follows FILE, after "--" where it looks like an option, are its
     arguments. Exits with the program's own code (1 on an exception), 124 on timeout, 125 on a failure of ours, 130 on
     Ctrl-C; the sandbox is killed in each case.
+
+    A file that imports streamlit or gradio, a folder with a Next.js or Nuxt project or such an app.py, and a fragment
+    as JSON become an app: its URL is printed, and its log follows until Ctrl-C.
     """
     output = _Output(quiet=as_json)
     try:
@@ -103,8 +116,15 @@ def run(
                 "--session is not supported yet: sessions end with the command that opened them.",
                 option="--session",
             )
-        name, program = _read(file)
-        code = _carry_out(name, program, args, template, endpoint, timeout, envs, output)
+        given = recognise(file, template)
+        if given is not None:
+            _refuse_for_apps(args, as_json)
+            code = _carry_out_app(given, endpoint, timeout, network, envs, allow_install_command)
+        else:
+            name, program = _read(file)
+            limit = PROGRAM_LIMIT if timeout is None else timeout
+            template = template or CODE_INTERPRETER
+            code = _carry_out(name, program, args, template, endpoint, limit, network, envs, output)
     except CommandTimeout as error:
         code = output.fail(TIMED_OUT, error)
     except SandboxkitError as error:
@@ -125,6 +145,7 @@ def _carry_out(
     template: str,
     endpoint: Any,
     timeout: float,
+    network: Any,
     envs: dict[str, str],
     output: _Output,
 ) -> int:
@@ -133,11 +154,33 @@ def _carry_out(
 
     limits = TimeoutPolicy(lifetime=timeout + MARGIN, command=timeout)
     with (
-        SandboxPool(endpoint=endpoint, template=template, max_live=1, timeouts=limits, name="run") as pool,
+        SandboxPool(
+            endpoint=endpoint, template=template, max_live=1, timeouts=limits, network=network, name="run"
+        ) as pool,
         pool.session(None) as sandbox,
     ):
         output.sandbox_id = sandbox.sandbox_id
         return _run_in(sandbox, name, program, args, timeout, envs, output)
+
+
+def _refuse_for_apps(args: tuple[str, ...], as_json: bool) -> None:
+    for option, is_given in (("ARGS", bool(args)), ("--json", as_json)):
+        if is_given:
+            raise UnsupportedOption(f"{option} has no meaning for an app or a fragment.", option=option)
+
+
+def _carry_out_app(
+    given: Given, endpoint: Any, timeout: float | None, network: Any, envs: dict[str, str], allow_install_command: bool
+) -> int:
+    from sandboxkit import SandboxPool
+    from sandboxkit.cli._run_app import carry_out
+
+    template = given.fragment.template
+    with (
+        SandboxPool(endpoint=endpoint, template=template, max_live=1, network=network, name="run") as pool,
+        pool.session(None, envs=envs or None) as session,
+    ):
+        return carry_out(session, given, allow_install_command=allow_install_command, timeout=timeout)
 
 
 def _run_in(

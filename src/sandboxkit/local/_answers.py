@@ -31,3 +31,23 @@ def port_not_open(sandbox_id: str, port: int) -> Response:
         },
         status_code=502,
     )
+
+
+def token_refused(sandbox_id: str, *, is_missing: bool) -> Response:
+    """The gateway's answer where a sandbox's traffic needs a token; E2B's own words."""
+    header = "'e2b-traffic-access-token'"
+    said = f"Token header {header} is missing" if is_missing else f"Provided token in header {header} is invalid"
+    message = f"Sandbox is secured with traffic access token. {said}"
+    return JSONResponse({"sandboxId": sandbox_id, "message": message, "code": 403}, status_code=403)
+
+
+def bad_answer(sandbox_id: str, port: int, why: str) -> Response:
+    """The gateway's answer where something listens, and what it says is no HTTP."""
+    message = f"The sandbox is running but what listens on the port gave no answer that can be passed on: {why}"
+    return JSONResponse({"sandboxId": sandbox_id, "message": message, "port": port, "code": 502}, status_code=502)
+
+
+def moved(location: str) -> Response:
+    """Where a browser finds what it asked for."""
+    headers = {"location": location, "cache-control": "no-store", "vary": "Sec-Fetch-Mode, Sec-Fetch-Dest"}
+    return Response(status_code=307, headers=headers)

@@ -104,8 +104,10 @@ def start_engine(config: EngineConfig | None = None, *, timeout: float = START_T
 
 def _own() -> EngineConfig:
     """How the engine of this program's pools is set. It serves this program alone, which says of each sandbox what it
-    may reach: the ceiling is what it may say."""
-    return EngineConfig(log_level="warning", internet_ceiling="internet")
+    may reach: the ceiling is what it may say. `SANDBOXKIT_ISOLATION` says what makes its boxes."""
+    isolation = os.environ.get("SANDBOXKIT_ISOLATION") or "auto"
+    # What it may be is checked there, by name.
+    return EngineConfig(isolation=isolation, log_level="warning", internet_ceiling="internet")  # type: ignore[arg-type]
 
 
 def running_engine(config: EngineConfig | None = None) -> Engine | None:

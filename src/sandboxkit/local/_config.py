@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from sandboxkit.errors import ConfigurationError, UnsupportedOption
+from sandboxkit.errors import ConfigurationError
 
 Internet = Literal["deny", "packages", "internet"]
 IsolationName = Literal["auto", "bwrap", "gvisor"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 DAY = 86_400
+ENGINE_UID = 90217
+"""The user that root's engine becomes: above Debian's and systemd's ranges, below shadow's subordinate uids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +30,8 @@ class EngineConfig:
         host: address to listen on; loopback unless said otherwise.
         port: port to listen on; 0 takes a free one.
         env_file: where to write the three variables for E2B's SDKs once the engine answers; None writes nothing.
-        isolation: what makes the boxes; `auto` is bubblewrap.
+        isolation: what makes the boxes; `auto` is bubblewrap. `gvisor` needs runsc, on the PATH or named by
+            SANDBOXKIT_RUNSC.
         internet: what a sandbox may reach when its creator does not say.
         internet_ceiling: the most that a creator may ask for; None means what `internet` says, and no more.
         state_root: directory for what engines keep while they run; None means `run` beneath `cache_home()`.
@@ -41,7 +44,7 @@ class EngineConfig:
         create_timeout: the longest that making one sandbox may take, its wait for a turn included; 503 past that.
         warm: boxes of each template in use that are kept ready, with their interpreter, for the next sandboxes; fewer
             where memory is short, 0 for none.
-        warm_from_start: keep them of every built template from the start on, and not from its first use on.
+        warm_from_start: keep them of the engine's own templates from the start on, and not from their first use on.
         shutdown_timeout: the longest that an orderly end may take; the process ends then in any case, and the next
             engine removes what was left.
         keep: paused sandboxes and snapshots outlive the engine, and the next one with this `state_root` has them; one
@@ -102,10 +105,6 @@ class EngineConfig:
                 raise ConfigurationError(f"{name}={getattr(self, name)!r}: a positive number is needed.")
         if self.shutdown_timeout <= 0:
             raise ConfigurationError(f"shutdown_timeout={self.shutdown_timeout!r}: a positive number is needed.")
-        if self.isolation == "gvisor":
-            raise UnsupportedOption(
-                "isolation='gvisor' is not supported yet; use 'auto' or 'bwrap'.", option="isolation"
-            )
         order = get_args(Internet)
         if self.internet_ceiling is not None and self.internet_ceiling not in order:
             raise ConfigurationError(
@@ -165,3 +164,19 @@ def strict_where_told(config: EngineConfig, environment: Mapping[str, str] = os.
     if told not in ("", "0", "1"):
         raise ConfigurationError(f"SANDBOXKIT_STRICT={told!r}: 0 or 1 is needed.")
     return dataclasses.replace(config, strict=True) if told == "1" else config
+
+
+def engine_uid() -> int:
+    """The user that an engine started by this process runs as: this one, or the reserved one where this is root.
+
+    Raises:
+        ConfigurationError: SANDBOXKIT_UID is not a uid.
+    """
+    if os.geteuid() != 0:
+        return os.geteuid()
+    text = os.environ.get("SANDBOXKIT_UID", "")
+    if not text:
+        return ENGINE_UID
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 2**32 - 1:
+        raise ConfigurationError(f"SANDBOXKIT_UID={text!r}: the number of an unprivileged user is needed.")
+    return int(text)

@@ -2,7 +2,8 @@
 
 Who runs out of descriptors cannot accept, open, pipe or fork. The engine must go on serving the sandboxes that it has,
 so the things that others may ask for at will stop short of the limit: connections (`MAX_CONNECTIONS_SHARE`), calls to
-the outside (`MAX_CALLS_SHARE`), and new sandboxes, which need `FREE_FOR_SANDBOX` to be left.
+the outside (`MAX_CALLS_SHARE`) and to previews (`MAX_PREVIEWS_SHARE`), and new sandboxes, which need
+`FREE_FOR_SANDBOX` to be left.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ MAX_CONNECTIONS_SHARE = 0.5
 
 MAX_CALLS_SHARE = 0.25
 """Part of the limit that calls of sandboxes to the outside may take, at two descriptors each."""
+
+MAX_PREVIEWS_SHARE = 0.15
+"""Part of the limit that calls to what sandboxes serve may take, at one descriptor each."""
 
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE})
 

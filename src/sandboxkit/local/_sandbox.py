@@ -24,12 +24,18 @@ class SandboxSettings:
     home: str = HOME
     workdir: str = HOME
     has_interpreter: bool = False
+    has_environment: bool = False
+    """Whether its template has packages of its own."""
     network_variables: Callable[[], Mapping[str, str]] = field(default=dict, repr=False)
     """What programs need now to get out: it changes with the sandbox's network."""
+    traffic_token: str | None = field(default=None, repr=False)
+    """What requests to its ports need, but for envd's, which has a token of its own; None where they need none."""
+    mask_host: str | None = None
+    """What its servers see as the Host, with `${PORT}` for their port; None leaves it."""
 
     def base_environment(self) -> dict[str, str]:
         """The environment that every process of the sandbox starts from: ours, then the sandbox's own."""
-        python = "env" if self.has_interpreter else "python"
+        python = "env" if self.has_interpreter or self.has_environment else "python"
         # What a user installs for themselves goes before what the template has.
         path = f"{self.home}/.local/bin:{PREFIX}/{python}/bin:{BASE_PATH}"
         ours = {

@@ -21,28 +21,39 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
+from sandboxkit import template
 from sandboxkit._types import Endpoint
 from sandboxkit.errors import EngineUnavailable
 from sandboxkit.local import _log
-from sandboxkit.local._config import EngineConfig, cache_home, state_root, strict_where_told
+from sandboxkit.local._config import EngineConfig, cache_home, engine_uid, state_root, strict_where_told
 from sandboxkit.local._descriptors import limit, means_exhausted, raise_limit
 from sandboxkit.local._env_file import EnvFile
 from sandboxkit.local._log import log
+from sandboxkit.local.control._builds import Builds
 from sandboxkit.local.control._parts import Services, WayOut
 from sandboxkit.local.control._recipes import Recipes
 from sandboxkit.local.control._registry import Registry
 from sandboxkit.local.control._rest import RestApi
 from sandboxkit.local.control._sandboxes import Sandboxes
 from sandboxkit.local.control._snapshots import Snapshots
-from sandboxkit.local.control._store import Store, open_store
+from sandboxkit.local.control._store import Store as KeptStore
+from sandboxkit.local.control._store import open_store
+from sandboxkit.local.control._template_routes import TemplateRoutes
 from sandboxkit.local.control._templates import BuiltTemplates, Templates
-from sandboxkit.local.gateway._gateway import Gateway
-from sandboxkit.local.gateway._listener import Server, bind, server
+from sandboxkit.local.gateway._gateway import Gateway, by_host
+from sandboxkit.local.gateway._listener import Server, bind, listen_too, server
 from sandboxkit.local.gateway.egress._dialler import Dialler
+from sandboxkit.local.gateway.egress._proxy import Egress
+from sandboxkit.local.gateway.egress._rules import Policy
+from sandboxkit.local.gateway.preview._previews import Previews
+from sandboxkit.local.images._build_box import Network as BuildNetwork
+from sandboxkit.local.images._builder import Builder
+from sandboxkit.local.images._store import Store, give_store
 from sandboxkit.local.indexes import KnownIndexes
-from sandboxkit.local.isolation._base import Isolation
+from sandboxkit.local.isolation._base import Box, Isolation
 
 ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 PARENT_POLL = 2.0
@@ -67,7 +78,7 @@ def serve(config: EngineConfig, *, on_ready: OnReady | None = None, parent_pipe:
     # Imported here: where bubblewrap cannot be had, the command line must still be able to say so.
     from sandboxkit.local.envd import EnvdService
     from sandboxkit.local.interpreter import InterpreterService
-    from sandboxkit.local.isolation import BubblewrapIsolation, enter, release
+    from sandboxkit.local.isolation import BubblewrapIsolation, GvisorIsolation, enter, find_runsc, release
 
     config = strict_where_told(config)
     _log.configure(config.log_level)
@@ -89,26 +100,32 @@ def serve(config: EngineConfig, *, on_ready: OnReady | None = None, parent_pipe:
         indexes = KnownIndexes()
         with _naming_what_is_full():
             home.mkdir(parents=True, exist_ok=True)
-            namespace = enter(state_dir, readable=[str(home)], keeps=config.keep)
+            give_store(home, engine_uid())
+            runsc = find_runsc() if config.isolation == "gvisor" else None
+            # In a checkout the templates lie beside `src`, and only `src` is on Python's path.
+            readable = [str(home), *map(str, template.roots()), *([runsc] if runsc else [])]
+            namespace = enter(state_dir, readable=readable, keeps=config.keep)
             indexes.place_certificates(namespace.runtime / "etc")
-        isolation = BubblewrapIsolation(namespace)
-        templates = BuiltTemplates()
+        isolation = GvisorIsolation(namespace, runsc) if runsc else BubblewrapIsolation(namespace)
+        store = Store(home)
+        templates = BuiltTemplates(store)
         services = Services(envd=EnvdService, interpreter=InterpreterService)
-        store = open_store(config, namespace.kept, state_dir)
+        kept = open_store(config, namespace.kept, state_dir)
         engine = Engine(
             config,
             listener,
             isolation=isolation,
             services=services,
             templates=templates,
-            store=store,
+            kept=kept,
             indexes=indexes,
+            store=store,
         )
         try:
             asyncio.run(_run_until_told(engine, ready, parent_pipe))
         finally:
             templates.close()
-            store.close()
+            kept.close()
             if env_file is not None:
                 env_file.close()
             release(namespace)
@@ -143,6 +160,7 @@ class Engine:
         services: Services,
         templates: Templates,
         store: Store,
+        kept: KeptStore,
         indexes: KnownIndexes | None = None,
     ) -> None:
         self._config = config
@@ -152,6 +170,7 @@ class Engine:
         self._services = services
         self._templates = templates
         self._store = store
+        self._kept = kept
         self._end = asyncio.Event()
 
     async def run(self, *, on_ready: OnReady) -> None:
@@ -159,6 +178,8 @@ class Engine:
         started = time.monotonic()
         await self._isolation.start()
         recipes = Recipes(config=self._config, templates=self._templates, indexes=self._indexes)
+        closed_ports = {self._listener.getsockname()[1]}
+        way_out = WayOut(Dialler(closed_ports=closed_ports), self._indexes)
         sandboxes = Sandboxes(
             registry=Registry(
                 max_sandboxes=self._config.max_sandboxes,
@@ -171,15 +192,17 @@ class Engine:
             max_creating=self._config.max_creating,
             create_timeout=self._config.create_timeout,
             warm=self._config.warm,
-            store=self._store,
+            store=self._kept,
             recipes=recipes,
             copies_within=COPIES_SHARE * self._config.shutdown_timeout,
-            way_out=WayOut(Dialler(closed_ports=frozenset({self._listener.getsockname()[1]})), self._indexes),
+            way_out=way_out,
         )
         snapshots = Snapshots(
-            sandboxes, store=self._store, recipes=recipes, new_key=_new_id, is_strict=self._config.strict
+            sandboxes, store=self._kept, recipes=recipes, new_key=_new_id, is_strict=self._config.strict
         )
+        builds = self._builds(way_out)
         endpoint, domain = _addresses(self._config, self._listener)
+        previews = Previews(sandboxes=sandboxes, domain=domain, closed_ports=closed_ports)
         rest = RestApi(
             config=self._config,
             api_key=endpoint.api_key,
@@ -188,9 +211,12 @@ class Engine:
             snapshots=snapshots,
             templates=self._templates,
             recipes=recipes,
+            more=previews.routes(),
+            template_routes=TemplateRoutes(builds=builds, store=self._store, templates=self._templates),
         )
-        any_address = not _is_loopback(self._config.host)
-        http = server(Gateway(rest=rest.application(), sandboxes=sandboxes, any_address=any_address))
+        gateway = partial(Gateway, rest=rest.application(), sandboxes=sandboxes, previews=previews)
+        http = server(gateway(router=by_host(any_address=not _is_loopback(self._config.host))))
+        previews.serve_by(lambda router, listener: listen_too(gateway(router=router), listener, http.server_state))
         serving = asyncio.create_task(http.serve(sockets=[self._listener]), name="http")
         try:
             snapshots.start()
@@ -210,8 +236,20 @@ class Engine:
             await asyncio.wait([ending, serving], return_when=asyncio.FIRST_COMPLETED)
             ending.cancel()
         finally:
-            await self._shut_down(sandboxes, snapshots, http, serving)
+            await self._shut_down(sandboxes, snapshots, builds, http, serving)
             serving.cancel()
+
+    def _builds(self, way_out: WayOut) -> Builds:
+        """What builds templates. A build's boxes reach the package indexes, whatever sandboxes may reach."""
+
+        async def connect(box: Box) -> BuildNetwork:
+            endpoints = (await self._indexes.get()).endpoints
+            egress = Egress(box.agent, way_out.dialler)
+            await egress.set_policy(Policy(packages=endpoints))
+            return BuildNetwork(way_out.variables(egress), egress.aclose)
+
+        builder = Builder(self._store, self._isolation, connect)
+        return Builds(store=self._store, templates=self._templates, builder=builder)
 
     @property
     def shutdown_timeout(self) -> float:
@@ -223,12 +261,13 @@ class Engine:
         self._end.set()
 
     async def _shut_down(
-        self, sandboxes: Sandboxes, snapshots: Snapshots, http: Server, serving: asyncio.Task[None]
+        self, sandboxes: Sandboxes, snapshots: Snapshots, builds: Builds, http: Server, serving: asyncio.Task[None]
     ) -> None:
         started = time.monotonic()
         in_time = True
         try:
             async with asyncio.timeout(self._config.shutdown_timeout):
+                await builds.aclose()
                 await sandboxes.aclose()
                 await snapshots.aclose()
                 http.end()

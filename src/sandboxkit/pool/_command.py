@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
+
 import anyio
 
 from sandboxkit._types import CommandResult
-from sandboxkit.errors import CommandTimeout
+from sandboxkit.errors import CommandTimeout, ConfigurationError
 from sandboxkit.pool._lease import Lease
 from sandboxkit.pool._options import seconds
 from sandboxkit.provider._base import RunningCommand
@@ -14,11 +17,12 @@ from sandboxkit.provider._base import RunningCommand
 class AsyncCommandHandle:
     """A command that `run_command(background=True)` started. It runs until it ends, is killed, or its sandbox ends.
 
-    It does not prolong the sandbox's life; uses of the session do.
+    It does not prolong the sandbox's life; uses of the session do, and so does waiting for it (`renew="heartbeat"`).
     """
 
     def __init__(self, lease: Lease, command: RunningCommand) -> None:
         self._lease = lease
+        self._core = lease.core
         self._command = command
 
     @property
@@ -38,6 +42,7 @@ class AsyncCommandHandle:
             SandboxLost, PoolError: the sandbox went first, or the session was closed.
         """
         limit = None if timeout is None else seconds("timeout", timeout)
+        self._check()
         async with self._lease.use(0.0) as sandbox:
             with anyio.move_on_after(limit):
                 return await self._command.wait()
@@ -53,11 +58,31 @@ class AsyncCommandHandle:
         Raises:
             SandboxLost, PoolError: the sandbox went first, or the session was closed.
         """
+        self._check()
         async with self._lease.use(0.0):
             return await self._command.kill()
 
+    def _check(self) -> None:
+        """Refuse a command of a sandbox that its session has lost, and replaced by another."""
+        gone = self._core.why_gone()
+        if gone is not None:
+            raise gone
+
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} pid={self.pid} sandbox={self._lease.core.sandbox.sandbox_id}>"
+        return f"<{type(self).__name__} pid={self.pid} sandbox={self._core.sandbox.sandbox_id}>"
+
+
+def command_line(cmd: str | Sequence[str]) -> str:
+    """A command as the sandbox's shell takes it.
+
+    Raises:
+        ConfigurationError: neither a text nor a sequence of texts.
+    """
+    if isinstance(cmd, str):
+        return cmd
+    if not isinstance(cmd, Sequence) or not cmd or not all(isinstance(word, str) for word in cmd):
+        raise ConfigurationError(f"cmd={cmd!r}: a text, or a sequence of texts that is not empty, is needed.")
+    return shlex.join(cmd)
 
 
 AsyncCommandHandle.__module__ = "sandboxkit"

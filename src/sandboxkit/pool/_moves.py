@@ -5,14 +5,20 @@ What each of them means is told in `_policy`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Pairs = tuple[tuple[str, str], ...]
+Pairings = tuple[tuple[str, int], ...]
+"""A number for each template."""
 SlotState = Literal["creating", "live", "killing"]
-KillReason = Literal["released", "evicted", "replaced", "abandoned", "expired", "lost", "asked", "drained", "closed"]
+KillReason = Literal[
+    "released", "evicted", "replaced", "abandoned", "expired", "lost", "asked", "drained", "closed",
+    "shrunk", "retired", "worn", "failed",
+]  # fmt: skip
 Refusal = Literal["closed", "full", "timeout", "conflict", "create_failed"]
-Source = Literal["created", "reused"]
+Source = Literal["created", "reused", "warm", "attached"]
+News = Literal["degraded", "recovered", "gave_up"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +26,7 @@ class Spec:
     """What a caller asks a sandbox to be. `None` for envs or metadata means: whatever the session has."""
 
     template: str
-    envs: Pairs | None = None
+    envs: Pairs | None = field(default=None, repr=False)
     metadata: Pairs | None = None
 
     def is_met_by(self, made: Spec) -> bool:
@@ -30,6 +36,42 @@ class Spec:
             and (self.envs is None or self.envs == (made.envs or ()))
             and (self.metadata is None or self.metadata == (made.metadata or ()))
         )
+
+    @property
+    def made(self) -> Spec:
+        """What a sandbox for this is: what is left open is left out."""
+        return Spec(self.template, self.envs or (), self.metadata or ())
+
+    @property
+    def blank(self) -> Spec:
+        """The sandbox of the same template that is nobody's."""
+        return Spec(self.template, (), ())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the policy keeps to. None means: no such limit."""
+
+    max_live: int
+    max_waiting: int | None = None
+    max_per_template: Pairings = ()
+    min_warm: Pairings = ()
+    max_creating: int | None = None
+    create_rate: float | None = None
+    """Creates a second."""
+    idle_timeout: float | None = None
+    max_uses: int | None = None
+    floor: float = 0.0
+    """Seconds of life that a warm sandbox must have left."""
+    warm_reserve: float = 0.0
+    """Seconds before its retirement at which a warm one is too old for a session to begin in it."""
+    renew_margin: float | None = None
+    """Seconds before their end at which warm ones are prolonged; None: they are not."""
+    keeps_idle: bool = True
+    """A released session keeps its sandbox; else it is killed at once."""
+    pauses: bool = False
+    """The end of a life is a pause, and loses nothing."""
+    give_up_after: float = 300.0
 
 
 # -- events -------------------------------------------------------------------------------------------------------
@@ -42,6 +84,10 @@ class Acquire:
     spec: Spec
     deadline: float
     replace: bool = False
+    adopt: str | None = None
+    """The id of a sandbox that is there already, and is to be taken up."""
+    place: int | None = None
+    """The ticket of an earlier try of the same caller, whose place in the queue it keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +104,16 @@ class Leave:
 class Created:
     slot: int
     end_at: float | None = None
+    retire_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CreateFailed:
-    """`is_unsure`: the failure does not say whether a sandbox was made."""
+    """`is_unsure`: the failure does not say whether a sandbox was made. `jitter` is a random number in [0, 1)."""
 
     slot: int
     is_unsure: bool = False
+    jitter: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +123,19 @@ class Renewed:
 
 
 @dataclass(frozen=True, slots=True)
+class RenewFailed:
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     slot: int
-    reason: Literal["lost", "asked", "replaced"] = "lost"
+    reason: Literal["lost", "expired", "asked", "replaced", "failed"] = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Detach:
+    slot: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +155,16 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    max_live: int
+    """None leaves a number as it is."""
+
+    max_live: int | None = None
+    min_warm: Pairings | None = None
+    max_per_template: Pairings | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    pass
+    template: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +179,9 @@ PoolEvent = (
     | Created
     | CreateFailed
     | Renewed
+    | RenewFailed
     | Lost
+    | Detach
     | Killed
     | KillFailed
     | Tick
@@ -135,6 +199,27 @@ class Create:
     slot: int
     key: str | None
     spec: Spec
+    adopt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class LetGo:
+    """The sandbox is not the pool's any more, and lives on."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of the stock of a template."""
+
+    news: News
+    template: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,4 +250,4 @@ class Refuse:
     slot: int | None = None
 
 
-Command = Create | Abort | Kill | Grant | Refuse
+Command = Create | Abort | Kill | LetGo | Renew | Grant | Refuse | Report

@@ -19,14 +19,14 @@ def refusal(why: Refusal, options: PoolOptions, policy: PoolPolicy, failure: Exc
         case "full":
             return PoolFull(
                 f"All max_live={policy.max_live} sandboxes of pool {name!r} are in use, and {waiting} callers wait "
-                f"already (max_waiting={options.max_waiting}).",
+                f"already (max_waiting={policy.max_waiting}).",
                 waiting=waiting,
             )
         case "timeout":
             return PoolTimeout(
                 f"Pool {name!r} had no sandbox within acquire_timeout: {taken} of max_live={policy.max_live} are "
-                f"taken, and {waiting} other callers wait. Close sessions that are done, or raise max_live or "
-                "acquire_timeout."
+                f"taken, and {waiting} other callers wait. Close sessions that are done, or raise max_live, "
+                "max_per_template, max_creating or acquire_timeout."
             )
         case "conflict":
             return SessionConflict(

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 import anyio
 
-from sandboxkit._types import CommandResult, Execution, FileNode
-from sandboxkit.errors import ConfigurationError, PathError, ProviderUnavailable, SessionConflict, UnsupportedOption
+from sandboxkit._types import CommandResult, Execution, FileNode, Loss, SessionRef
+from sandboxkit.errors import (
+    ProviderUnavailable,
+    SafeFSError,
+    SandboxLost,
+    SessionBusy,
+    UnsupportedOption,
+)
 from sandboxkit.events import Event, EventHandler, listener, name_of
 from sandboxkit.fragment import Fragment, FragmentResult
-from sandboxkit.pool._command import AsyncCommandHandle
+from sandboxkit.pool._command import AsyncCommandHandle, command_line
+from sandboxkit.pool._fragments import bench
 from sandboxkit.pool._lease import Lease, LeasedSandbox
-from sandboxkit.pool._moves import Spec
-from sandboxkit.pool._options import callback, code_text, count, environment, pairs, seconds, text
-from sandboxkit.pool._shell import Shell
+from sandboxkit.pool._options import a_port, callback, code_text, count, environment, pairs, seconds, text
 from sandboxkit.provider._base import OnOutput, OnResult
-from sandboxkit.runner import carry_out
+from sandboxkit.runner import AsyncApp, Bench, carry_out
 from sandboxkit.runner import stream as stream_fragment
 from sandboxkit.safefs import AsyncSafeFS
-from sandboxkit.template import Template
 
 KILL_WAIT = 15.0
 """Seconds that `kill()`, and the end of an anonymous session, wait for the confirmation."""
@@ -70,20 +73,37 @@ class AsyncSession:
         return self._sandbox.raw
 
     @property
+    def losses(self) -> tuple[Loss, ...]:
+        """What this hold lost when sandboxes vanished under it, oldest first; empty with `on_loss="fail"`."""
+        return self._lease.losses
+
+    @property
     def files(self) -> AsyncSafeFS:
-        """The files beneath `/home/user`."""
+        """The files beneath `/home/user`, at the level `enforced`."""
         return self._files
 
-    def url(self, port: int) -> str:
-        """The public URL of a port of the sandbox; no request, and no promise that something answers.
+    async def url(self, port: int) -> str:
+        """The URL of a port of the sandbox, for programs on this machine; no promise that something answers.
+
+        On E2B it is public. On the engine it is a port of 127.0.0.1, opened for this and closed with the sandbox: the
+        name that `browser_url` gives does not resolve in Python.
+
+        Raises:
+            ConfigurationError: `port` is not between 1 and 65535.
+            ProviderError: the engine refused: the port is one of its own services', or the sandbox has too many open.
+        """
+        return await self._sandbox.url(a_port(port))
+
+    def browser_url(self, port: int) -> str:
+        """The URL of a port of the sandbox, for a browser; no request, and no promise that something answers.
+
+        On the engine it has a name of the sandbox's own, so that its pages share cookies with nobody.
 
         Raises:
             ConfigurationError: `port` is not between 1 and 65535.
         """
-        if count("port", port, least=1) > 65535:
-            raise ConfigurationError(f"port={port!r}: at most 65535 is possible.")
         self._lease.check()
-        return self._sandbox.url(port)
+        return self._sandbox.browser_url(a_port(port))
 
     # -- running ---------------------------------------------------------------------------------------------------
 
@@ -128,7 +148,7 @@ class AsyncSession:
         callback("on_result", on_result)
         if context is not None:
             text("context", context)
-        self._lease.check()
+        self._lease.check_usable()
         tell, started_at = self._lease.core.tell, anyio.current_time()
         tell("code.started", language=language)
         error: str | None = None
@@ -212,7 +232,7 @@ class AsyncSession:
         """
         limit = self._lease.shell.options.timeouts.command if timeout is None else seconds("timeout", timeout)
         count("max_output", max_output, least=1)
-        line = code_text("cmd", _command_line(cmd))
+        line = code_text("cmd", command_line(cmd))
         environment(envs)
         if cwd:
             text("cwd", cwd)
@@ -223,7 +243,7 @@ class AsyncSession:
                 "timeout= has no effect with background=True; use handle.wait(timeout=...) and handle.kill().",
                 option="timeout",
             )
-        self._lease.check()
+        self._lease.check_usable()
         tell, started_at = self._lease.core.tell, anyio.current_time()
         tell("command.started", background=background)
         if background:
@@ -251,46 +271,43 @@ class AsyncSession:
         finally:
             tell("command.finished", duration=anyio.current_time() - started_at, exit_code=exit_code, error=error)
 
-    async def run(self, fragment: Fragment, *, on_event: EventHandler | None = None) -> FragmentResult:
-        """Carry a fragment out: write its files, then run it.
+    async def run(
+        self, fragment: Fragment, *, on_event: EventHandler | None = None, allow_install_command: bool = False
+    ) -> FragmentResult[AsyncApp]:
+        """Carry a fragment out: write its files, install what it needs, then run it, or see its app answer.
+
+        An app that runs already, also by the template's own start command, is not started again: its server loads what
+        changed. Files that are as they are to be are not written again, and nothing is installed twice. If the run
+        fails, an app that it has started is stopped.
 
         Args:
             fragment: what to carry out; its template has to be the session's.
             on_event: is told the fragment's events, besides the pool's own listener; a plain function, as the pool's.
+            allow_install_command: run the fragment's `install_command`, a shell line that its author chose.
 
         Raises:
             ConfigurationError: `on_event` is an async function, or none at all.
             SessionConflict: the fragment is for another template than the session's.
             TemplateNotFound: its template is not registered.
-            FragmentError, DependencyError, UnsupportedOption: it cannot be carried out; nothing was run.
+            FragmentError: it does not fit its template, and nothing was written; or an edit cannot be made.
+            DependencyError: what it needs could not be installed within `TimeoutPolicy.install`, or is missing.
+            AppStartFailed: its app ended before it answered, or its code cannot be read.
+            AppNotReady: its app did not answer within `TimeoutPolicy.ready`, or with errors only.
             SafeFSError: a file could not be written.
             CodeTimeout, OutputTooLarge, KernelDied, SandboxLost: as in `run_code`.
         """
-        return await carry_out(
-            fragment,
-            template=self._template_of(fragment),
-            sandbox=self._sandbox,
-            files=self._files,
-            timeouts=self._lease.shell.options.timeouts,
-            emit=self._lease.core.tell.about(listener(on_event)),
-        )
+        return await carry_out(fragment, self._bench(fragment, listener(on_event), allow_install_command))
 
-    async def stream(self, fragment: Fragment) -> AsyncGenerator[Event, None]:
+    async def stream(self, fragment: Fragment, *, allow_install_command: bool = False) -> AsyncGenerator[Event, None]:
         """Carry a fragment out, yielding its events; the last one has the `FragmentResult` as `data["result"]`.
 
-        Leaving the loop early ends the run between two steps.
+        Besides, an installation's output comes as it is written: `fragment.log` with `text`. Leaving the loop early
+        ends the run between two steps, and an installation at once.
 
         Raises:
             The same as `run`.
         """
-        events = stream_fragment(
-            fragment,
-            template=self._template_of(fragment),
-            sandbox=self._sandbox,
-            files=self._files,
-            timeouts=self._lease.shell.options.timeouts,
-            emit=self._lease.core.tell,
-        )
+        events = stream_fragment(fragment, self._bench(fragment, None, allow_install_command))
         async with aclosing(events):
             async for event in events:
                 yield event
@@ -303,16 +320,20 @@ class AsyncSession:
         """
         return await self._files.tree()
 
-    async def interrupt(self) -> None:
-        """Interrupt the code that runs; not supported yet. A `timeout`, or cancelling the call, interrupts it.
+    async def interrupt(self) -> bool:
+        """Interrupt the code that runs in this process's sessions of the sandbox; variables and files stay.
 
-        Raises:
-            UnsupportedOption: always, in this version.
+        Each `run_code` under way returns an `Execution` whose error is a KeyboardInterrupt; its output went to the
+        callbacks, and is not in there. What other processes run is left alone, and so are commands.
+
+        Returns:
+            Whether anything was running.
         """
-        raise UnsupportedOption(
-            "session.interrupt() is not supported yet; a timeout, or cancelling run_code, interrupts its code.",
-            option="session.interrupt",
-        )
+        self._lease.check()
+        runs = list(self._lease.core.runs)
+        for scope in runs:
+            scope.cancel()
+        return bool(runs)
 
     async def restart(self, *, context: str | None = None) -> None:
         """Start the interpreter anew: its variables are gone, files and commands stay.
@@ -323,12 +344,25 @@ class AsyncSession:
         await self._sandbox.restart(context)
 
     async def pause(self) -> None:
-        """Pause the sandbox; not supported yet.
+        """Pause the sandbox: files, variables and processes stay, and it has no end. The next use lets it go on.
+
+        It goes on counting towards `max_live`. A session that is closed while it is paused stays so.
 
         Raises:
-            UnsupportedOption: always, in this version.
+            SessionBusy: work runs in it.
+            SandboxLost: the sandbox is gone.
+            ProviderError: the service did not answer, or cannot pause.
         """
-        raise UnsupportedOption("session.pause() is not supported yet.", option="session.pause")
+        core = self._lease.core
+        self._lease.check()
+        if core.uses:
+            raise SessionBusy(
+                f"Work runs in sandbox {self.sandbox_id}; a pause would cut it off.", sandbox_id=self.sandbox_id
+            )
+        try:
+            await self._lease.shell.life.pause(core)
+        except SandboxLost as error:
+            raise self._lease.shell.lost(core, error) from error
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
@@ -344,6 +378,27 @@ class AsyncSession:
         if core.key is None and core.gone == "released":
             with anyio.move_on_after(KILL_WAIT):
                 await core.tried_to_kill.wait()
+
+    async def detach(self) -> SessionRef:
+        """Take the sandbox out of the pool and leave it alive, for `pool.attach()` in this or another process.
+
+        This hold is closed by it. From here on the sandbox is nobody's: its lifetime, prolonged once more, ends it, if
+        nobody attaches. Variables that it was given late (`secrets`; `envs` where it was a warm one) do not go with it:
+        pass them to `attach` again. Another process may attach only where both pools have the same `owner`.
+
+        Raises:
+            SessionBusy: others hold the session too, or work runs in it.
+            SandboxLost: the sandbox is gone.
+            ProviderError: the service did not answer; nothing has changed.
+        """
+        core = self._lease.core
+        self._lease.check()
+        try:
+            await self._lease.shell.detach(core)
+        except SandboxLost as error:
+            raise self._lease.shell.lost(core, error) from error
+        self._lease.release()
+        return SessionRef(sandbox_id=core.sandbox.sandbox_id, template=core.spec.template, key=core.key)
 
     async def kill(self) -> None:
         """Kill the sandbox, for everyone who holds the session. A second time does nothing.
@@ -376,59 +431,24 @@ class AsyncSession:
         state = core.gone or ("closed" if self._lease.is_released else "open")
         return f"<{type(self).__name__} key={core.key!r} sandbox={self.sandbox_id} template={self.template} {state}>"
 
-    def _tell_refused(self, error: PathError) -> None:
-        self._lease.core.tell("path.refused", path=ascii(getattr(error, "path", None)), code=error.code)
+    def _tell_refused(self, error: SafeFSError) -> None:
+        self._lease.core.tell(
+            "path.refused",
+            path=ascii(error.path),
+            code=error.code,
+            level=self._files.level,
+            root_adversary=self._files.root_adversary,
+        )
 
-    def _template_of(self, fragment: Fragment) -> Template:
-        if not isinstance(fragment, Fragment):
-            raise ConfigurationError(f"{type(fragment).__name__} is no Fragment; use Fragment.model_validate(...).")
-        self._lease.check()
-        if fragment.template != self.template:
-            raise SessionConflict(
-                f"The fragment is for template {fragment.template!r}, and session {self.key!r} lives in a sandbox of "
-                f"{self.template!r}. Open a session with template={fragment.template!r}.",
-                sandbox_id=self.sandbox_id,
-            )
-        return Template.get(fragment.template)
-
-
-class SessionOpening:
-    """What `pool.session()` returns: await it for a session that is held until `close()` or the pool's end, or enter
-    it with `async with` for one that is closed at the end of the block. Nothing is asked of the pool before."""
-
-    def __init__(self, shell: Shell, key: str | None, spec: Spec, *, timeout: float, replace: bool) -> None:
-        self._shell = shell
-        self._key = key
-        self._spec = spec
-        self._timeout = timeout
-        self._replace = replace
-        self._entered: list[AsyncSession] = []
-
-    async def open(self) -> AsyncSession:
-        """Open the session; the same as awaiting this."""
-        core, ticket = await self._shell.open(self._key, self._spec, timeout=self._timeout, replace=self._replace)
-        return AsyncSession(Lease(self._shell, core, ticket))
-
-    def __await__(self) -> Generator[Any, None, AsyncSession]:
-        return self.open().__await__()
-
-    async def __aenter__(self) -> AsyncSession:
-        session = await self.open()
-        self._entered.append(session)
-        return session
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._entered.pop().close()
-
-
-def _command_line(cmd: str | Sequence[str]) -> str:
-    if isinstance(cmd, str):
-        return cmd
-    if not isinstance(cmd, Sequence) or not cmd or not all(isinstance(word, str) for word in cmd):
-        raise ConfigurationError(f"cmd={cmd!r}: a text, or a sequence of texts that is not empty, is needed.")
-    return shlex.join(cmd)
+    def _bench(self, fragment: Fragment, on_event: EventHandler | None, allowed: bool) -> Bench:
+        return bench(
+            self._lease,
+            fragment,
+            sandbox=self._sandbox,
+            files=self._files,
+            on_event=on_event,
+            allow_install_command=allowed,
+        )
 
 
 AsyncSession.__module__ = "sandboxkit"

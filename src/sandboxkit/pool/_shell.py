@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import anyio
 from anyio.abc import TaskGroup
@@ -24,31 +26,40 @@ from sandboxkit.errors import (
     SandboxExpired,
     SandboxkitError,
     SandboxLost,
+    SandboxNotFound,
+    SessionBusy,
     SessionConflict,
 )
 from sandboxkit.pool._core import Core
 from sandboxkit.pool._emit import Teller
 from sandboxkit.pool._life import Life
+from sandboxkit.pool._liveness import open_pools
 from sandboxkit.pool._moves import (
     Abort,
     Accept,
     Acquire,
     Close,
     Create,
+    Detach,
     Grant,
     Kill,
     Leave,
+    LetGo,
     Lost,
     PoolEvent,
     Refuse,
+    Renew,
+    Report,
     Source,
     Spec,
     Tick,
 )
 from sandboxkit.pool._options import PoolOptions
 from sandboxkit.pool._policy import PoolPolicy
+from sandboxkit.pool._prepare import Preparer, Recipe
 from sandboxkit.pool._refusals import refusal
 from sandboxkit.pool._stats import Counters
+from sandboxkit.pool._upkeep import Upkeep
 from sandboxkit.pool._workers import Workers
 from sandboxkit.provider._base import Provider
 
@@ -58,6 +69,20 @@ REPLACE_PATIENCE = 5.0
 """Seconds that `session(replace=True)` tries to reach an idle sandbox that would fit, before it is replaced."""
 GRACE = 5.0
 """Seconds for letting go of the provider."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a caller of `session()` or `attach()` wants."""
+
+    key: str | None
+    spec: Spec
+    timeout: float
+    replace: bool = False
+    adopt: str | None = None
+    recipe: Recipe = field(default_factory=Recipe)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """For this hold alone; never part of what the sandbox is made to, or compared by."""
 
 
 class _Waiter:
@@ -76,11 +101,14 @@ class Shell:
     def __init__(self, options: PoolOptions, provider: Provider, *, owns_provider: bool) -> None:
         self.options = options
         self.provider = provider
-        self.policy = PoolPolicy(max_live=options.max_live, max_waiting=options.max_waiting)
+        self.policy = PoolPolicy(options.limits)
         self.counters = Counters()
-        self.life = Life(options.timeouts, self.counters, self.step)
+        self.generation = 0
+        self.life = Life(options.timeouts, provider, self.counters, self.step)
         self.tell = Teller(options.on_event, pool=options.name)
         self.workers = Workers(options, provider, self.counters, self.tell, self.step)
+        self.preparer = Preparer(self.workers.store, self.counters)
+        self.upkeep = Upkeep(options, provider, self.policy, self.workers, self.counters, self.tell)
         self.left_over: tuple[str, ...] = ()
         self._owns_provider = owns_provider
         self._pid = os.getpid()
@@ -89,6 +117,7 @@ class Shell:
         self._waiters: dict[int, _Waiter] = {}
         self._alarm = anyio.Event()
         self._alarm_at: float | None = None
+        self._reaping = anyio.CancelScope()
         self.opened = anyio.Event()
         self._close_asked = anyio.Event()
         self._close_limit = CLOSE_LIMIT
@@ -123,15 +152,23 @@ class Shell:
                 async with anyio.create_task_group() as tasks:
                     self._tasks = tasks
                     tasks.start_soon(self._watch_the_clock)
-                    self.tell("pool.opened", provider=self.provider.name, max_live=self.options.max_live)
+                    tasks.start_soon(self.life.beat, self.workers.cores.values, tasks)
+                    open_pools[self.options.id.hex] = self
+                    if self.options.reaps:
+                        with self._reaping:
+                            await self.upkeep.reap_first()
+                    self.tell("pool.opened", provider=self.provider.name, max_live=self.policy.max_live)
                     self.opened.set()
                     try:
+                        self.step(Tick())  # the warm ones are asked for
                         await self._close_asked.wait()
                     finally:  # also when a loop that is being torn down cancels this task past the shield
                         await self._wind_up()
                         tasks.cancel_scope.cancel()
         finally:
             self._is_wound_up = True
+            self.upkeep.stepped.set()
+            open_pools.pop(self.options.id.hex, None)
             self.left_over = tuple(core.sandbox.sandbox_id for core in self.workers.cores.values())
             if self._owns_provider:
                 with anyio.move_on_after(GRACE, shield=True):
@@ -167,6 +204,7 @@ class Shell:
         if not self._close_asked.is_set():
             self._close_limit = limit
             self._close_asked.set()
+            self._reaping.cancel()
             self.step(Close())  # at once: waiters need not wait for the pool's own task to get its turn
 
     async def _watch_the_clock(self) -> None:
@@ -187,6 +225,13 @@ class Shell:
                 case Create() | Kill():
                     assert self._tasks is not None, "only an open pool has slots"
                     self.workers.start(command, self._tasks)
+                case LetGo(slot):
+                    self.workers.let_go(slot).gone = "detached"
+                case Renew(slot):
+                    assert self._tasks is not None, "only an open pool has slots"
+                    self._tasks.start_soon(self.life.renew_warm, self.workers.cores[slot])
+                case Report():
+                    self.upkeep.report(command)
                 case Abort(slot):
                     self.workers.abort(slot)
                 case Grant(ticket, slot, source):
@@ -195,13 +240,21 @@ class Shell:
                     self._refuse(command)
         if self.policy.next_alarm() != self._alarm_at:
             self._alarm.set()
+        self.upkeep.stepped.set()
         if self.policy.closing and not self.policy.slots:
             self._is_empty.set()
 
     def _grant(self, ticket: int, slot: int, source: Source) -> None:
         core, waiter = self.workers.cores[slot], self._waiters[ticket]
-        if source == "reused" and len(self.policy.slots[slot].tickets) == 1:
+        holders = self.policy.slots[slot].tickets
+        if len(holders) == 1 and source in ("reused", "warm"):
             core.is_unchecked = True
+            if source == "warm":
+                key = self.policy.slots[slot].key
+                core.key, core.spec = key, self.policy.slots[slot].spec
+                core.tell = self.tell.about(
+                    session=key, template=core.spec.template, sandbox_id=core.sandbox.sandbox_id
+                )
         waiter.slot, waiter.source = slot, source
         waiter.answered.set()
 
@@ -213,7 +266,7 @@ class Shell:
 
     # -- sessions
 
-    async def open(self, key: str | None, spec: Spec, *, timeout: float, replace: bool) -> tuple[Core, int]:
+    async def open(self, request: Request) -> tuple[Core, int]:
         """Get a sandbox for a session and hold it: its core, and the ticket that `release` takes back."""
         self.check()
         if self._tasks is None and not self.policy.closing:
@@ -221,28 +274,52 @@ class Shell:
                 f"Pool {self.options.name!r} is not open. Use `async with AsyncSandboxPool() as pool:` "
                 "(or an AsyncExitStack's enter_async_context): its tasks need an owner."
             )
-        started_at = anyio.current_time()
+        started_at, place = anyio.current_time(), None
         while True:
             ticket, waiter = next(self._tickets), _Waiter()
             self._waiters[ticket] = waiter
+            core: Core | None = None
             try:
                 if self._is_wound_up:
                     raise PoolClosed(f"Pool {self.options.name!r} is closed.")
-                acquire = Acquire(ticket=ticket, key=key, spec=spec, deadline=started_at + timeout, replace=replace)
+                acquire = Acquire(
+                    ticket=ticket,
+                    key=request.key,
+                    spec=request.spec,
+                    deadline=started_at + request.timeout,
+                    replace=request.replace,
+                    adopt=request.adopt,
+                    place=place,
+                )
+                place = ticket if place is None else place
                 self.step(acquire)
+                self.counters.queued += place == ticket and not waiter.answered.is_set()
                 await waiter.answered.wait()
                 core = await self._offered(waiter, acquire)
                 if core is not None:
                     self.step(Accept(ticket))
-                    self._count_opening(core, waiter.source, anyio.current_time() - started_at)
-                    return core, ticket
+                    if await self._prepared(core, waiter.source, request.recipe, acquire.deadline):
+                        self._count_opening(core, waiter.source, anyio.current_time() - started_at)
+                        return core, ticket
                 self.step(Leave(ticket))
             except BaseException as error:
+                if core is not None and not core.is_prepared and core.gone is None:
+                    self.step(Lost(core.slot, "failed"))  # half made for this session, it can be nobody else's
                 self.step(Leave(ticket))
-                self._count_failure(key, spec, error)
+                self._count_failure(request.key, request.spec, error)
                 raise
             finally:
                 del self._waiters[ticket]
+
+    async def _prepared(self, core: Core, source: Source, recipe: Recipe, deadline: float) -> bool:
+        with anyio.CancelScope(deadline=deadline) as limit:
+            try:
+                return await self.preparer.prepare(core, source, recipe)
+            except SandboxLost:
+                self.step(Lost(core.slot))
+                return False
+        assert limit.cancelled_caught
+        raise refusal("timeout", self.options, self.policy)
 
     async def _offered(self, waiter: _Waiter, acquire: Acquire) -> Core | None:
         """Make sure of what was offered; None if it is gone, so that another is to be asked for."""
@@ -269,9 +346,7 @@ class Shell:
         return None if core.gone is not None else core
 
     def _count_opening(self, core: Core, source: Source, duration: float) -> None:
-        self.counters.opened += 1
-        self.counters.reused += source == "reused"
-        self.counters.wait_seconds += duration
+        self.counters.count_opening(source, duration)
         if source == "reused":
             core.tell("sandbox.reused", duration=duration)
         core.tell("session.opened", source=source, duration=duration)
@@ -286,15 +361,35 @@ class Shell:
         elif not isinstance(error, Exception):
             self.counters.cancelled += 1
 
-    def release(self, core: Core, ticket: int) -> None:
+    def release(self, core: Core, ticket: int, *, held_for: float) -> None:
         """Take back a hold."""
+        self.counters.in_use_seconds += held_for
         if core.gone is None:
-            core.tell("session.released")
+            core.tell("session.released", duration=held_for)
         self.step(Leave(ticket))
 
     def discard(self, core: Core) -> None:
         """Kill a sandbox because its user says so."""
         self.step(Lost(core.slot, "asked"))
+
+    async def detach(self, core: Core) -> None:
+        """Take a sandbox out of the pool, with its life prolonged. Errors: as `AsyncSession.detach` says."""
+        if core.uses or len(self.policy.slots[core.slot].tickets) > 1:
+            raise SessionBusy(
+                f"Session {core.key!r} is in use elsewhere in this process, or work runs in it; it cannot be detached.",
+                sandbox_id=core.sandbox.sandbox_id,
+            )
+        await self.life.prolong(core, self.options.timeouts.lifetime)
+        if core.gone is not None or core.slot not in self.policy.slots:
+            raise core.why_gone() or SandboxNotFound("It is gone.", sandbox_id=core.sandbox.sandbox_id)
+        if core.uses or len(self.policy.slots[core.slot].tickets) > 1:
+            raise SessionBusy(f"Session {core.key!r} was opened meanwhile.", sandbox_id=core.sandbox.sandbox_id)
+        core.tell("session.detached")
+        core.gone = "detached"
+        self.step(Detach(core.slot))
+        self.workers.let_go(core.slot)
+        with anyio.CancelScope(shield=True):  # the caller must learn what it has now
+            await self.workers.store.clear(core.row, core.generation)
 
     def lost(self, core: Core, error: SandboxLost) -> SandboxkitError:
         """Take in that a use met no sandbox; what to raise for it."""
@@ -308,5 +403,5 @@ class Shell:
                 f"Sandbox {sandbox_id} reached the end of its lifetime (TimeoutPolicy.lifetime).",
                 sandbox_id=sandbox_id,
             )
-        self.step(Lost(core.slot))
+        self.step(Lost(core.slot, "expired" if isinstance(why or error, SandboxExpired) else "lost"))
         return why or error

@@ -6,6 +6,7 @@ closing) and `stop` (closing has taken as long as it may).
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
@@ -14,13 +15,18 @@ from anyio.abc import TaskGroup
 
 from sandboxkit.errors import PoolClosed, ProviderUnavailable, SandboxkitError, SandboxLost
 from sandboxkit.events import name_of
+from sandboxkit.pool import _life
 from sandboxkit.pool._core import Core
 from sandboxkit.pool._emit import Teller
+from sandboxkit.pool._journal import Journal
 from sandboxkit.pool._life import on_loop_clock
+from sandboxkit.pool._lifetime import retire_after
+from sandboxkit.pool._liveness import this_process
 from sandboxkit.pool._moves import Create, Created, CreateFailed, Kill, Killed, KillFailed, KillReason, PoolEvent
-from sandboxkit.pool._options import PoolOptions, create_request, owned
+from sandboxkit.pool._options import PoolOptions, create_request
 from sandboxkit.pool._stats import Counters
 from sandboxkit.pool._sweep import is_unsure, sweep
+from sandboxkit.pool._tags import owned
 from sandboxkit.pool.stores import MemoryStore, Store
 from sandboxkit.provider._base import Provider, ProviderSandbox
 
@@ -47,26 +53,35 @@ class Workers:
         """The sandbox of each slot, from its creation until its kill is confirmed."""
         self.failures: dict[int, Exception] = {}
         """What a create ended with, while the policy is being told."""
+        self.last_failures: dict[str, Exception] = {}
+        """What the last failed create of a template ended with."""
         self._options = options
         self._provider = provider
         self._counters = counters
         self._tell = tell
         self._step = step
-        self._store: Store = MemoryStore()
+        self.store: Store = MemoryStore()
+        self._process = this_process()
         self._unsure: dict[int, tuple[Teller, Mapping[str, str]]] = {}
         self._scopes: dict[tuple[str, int], anyio.CancelScope] = {}
+        self._aborted: set[int] = set()
         self._is_stopped = False
 
     def start(self, command: Create | Kill, tasks: TaskGroup) -> None:
         """Begin what the policy says."""
         if isinstance(command, Create):
-            self._run(self._create, command, tasks)
+            self._run(self._create if command.adopt is None else self._adopt, command, tasks)
         else:
             self._start_killing(command, tasks)
 
     def abort(self, slot: int) -> None:
         """Give up a create under way."""
+        self._aborted.add(slot)
         self._scopes["create", slot].cancel()
+
+    def let_go(self, slot: int) -> Core:
+        """Forget a sandbox that is not the pool's any more."""
+        return self.cores.pop(slot)
 
     def stop(self) -> None:
         """Give up everything under way; a sandbox that comes in spite of it is killed by the task that made it."""
@@ -94,9 +109,14 @@ class Workers:
         try:
             with scope:
                 try:
-                    generation = await self._store.begin(row)
+                    generation = await self.store.begin(row)
                     request = create_request(
-                        self._options, session=command.key, row=row, generation=generation, spec=command.spec
+                        self._options,
+                        session=command.key,
+                        row=row,
+                        generation=generation,
+                        spec=command.spec,
+                        process=self._process,
                     )
                     tell("sandbox.creating")
                     tags = owned(request.metadata)
@@ -123,12 +143,13 @@ class Workers:
                     self._unsure[command.slot] = tell, tags
                 self._create_failed(command, tell, error, duration)
             else:
-                self._created(command, tell, sandbox, row, generation, duration)
+                self._counters.count_create(duration)
+                self._created(command, tell, sandbox, row, generation, started_at, duration)
         with anyio.CancelScope(shield=True):
             if sandbox is None:
-                await self._store.clear(row, generation)
+                await self.store.clear(row, generation)
             else:
-                await self._store.settle(row, generation, sandbox.sandbox_id)
+                await self.store.settle(row, generation, sandbox.sandbox_id)
             if sandbox is not None and self._is_stopped and command.slot in self.cores:
                 # It came in spite of the abort, and later than closing waits: nobody else will kill it.
                 with anyio.move_on_after(KILL_LIMIT):
@@ -138,17 +159,27 @@ class Workers:
     def _create_failed(self, command: Create, tell: Teller, error: Exception | None, duration: float) -> None:
         if error is None:
             error = PoolClosed(f"Pool {self._options.name!r} was cancelled while the sandbox was being created.")
-        self._counters.create_errors += 1
-        tell("sandbox.create_failed", error=name_of(error), duration=duration)
+        if command.slot in self._aborted and isinstance(error, PoolClosed):
+            tell("sandbox.create_aborted", duration=duration)
+        else:
+            self._counters.create_errors += 1
+            tell("sandbox.create_failed", error=name_of(error), duration=duration)
+            self.last_failures[command.spec.template] = error
+        self._aborted.discard(command.slot)
         self.failures[command.slot] = error
-        self._step(CreateFailed(command.slot, command.slot in self._unsure))
+        self._step(CreateFailed(command.slot, command.slot in self._unsure, random.random()))
         del self.failures[command.slot]
 
     def _created(
-        self, command: Create, tell: Teller, sandbox: ProviderSandbox, row: str, generation: int, duration: float
+        self,
+        command: Create,
+        tell: Teller,
+        sandbox: ProviderSandbox,
+        row: str,
+        generation: int,
+        made_at: float,
+        duration: float,
     ) -> None:
-        self._counters.created += 1
-        self._counters.create_seconds += duration
         core = self.cores[command.slot] = Core(
             slot=command.slot,
             key=command.key,
@@ -157,10 +188,50 @@ class Workers:
             spec=command.spec,
             sandbox=sandbox,
             tell=tell.about(sandbox_id=sandbox.sandbox_id),
+            made_at=made_at,
+            journal=Journal(keeps_content=self._options.on_loss == "replay"),
             end_at=on_loop_clock(sandbox.end_at),
         )
-        core.tell("sandbox.created", duration=duration, source="created")
-        self._step(Created(command.slot, core.end_at))
+        self._aborted.discard(command.slot)
+        if command.adopt is None:
+            core.tell("sandbox.created", duration=duration, source="created")
+        after = retire_after(self._options.timeouts, jitter=random.random())
+        self._step(Created(command.slot, core.end_at, None if after is None else made_at + after))
+
+    async def _adopt(self, command: Create, scope: anyio.CancelScope) -> None:
+        """Take up a sandbox that is there already; it is nobody's of ours until then, and lives on if this fails."""
+        assert command.adopt is not None
+        row = command.key if command.key is not None else f"\0attached-{command.slot}"
+        tell = self._tell.about(session=command.key, template=command.spec.template)
+        started_at, generation, timeouts = anyio.current_time(), 0, self._options.timeouts
+        sandbox: ProviderSandbox | None = None
+        made_at = started_at
+        error: Exception | None = None
+        try:
+            with scope:
+                try:
+                    with anyio.fail_after(timeouts.create + GRACE):
+                        info = await self._provider.info(command.adopt)
+                        made_at -= (_life.utc_now() - info.started_at).total_seconds()
+                        left = timeouts.lifetime
+                        if timeouts.max_lifetime is not None:
+                            left = max(min(left, made_at + timeouts.max_lifetime - started_at), 1.0)
+                        sandbox = await self._provider.connect(command.adopt, lifetime=left)
+                        generation = await self.store.begin(row)
+                        await self.store.settle(row, generation, command.adopt)
+                except TimeoutError as failure:
+                    error = ProviderUnavailable(
+                        f"No answer for sandbox {command.adopt} within TimeoutPolicy.create={timeouts.create:g} s."
+                    )
+                    error.__cause__ = failure
+                except Exception as failure:
+                    error = failure  # told to whoever attaches
+        finally:
+            self._scopes.pop(("create", command.slot), None)
+            if sandbox is None or error is not None:
+                self._create_failed(command, tell, error, anyio.current_time() - started_at)
+            else:
+                self._created(command, tell, sandbox, row, generation, made_at, 0.0)
 
     def _start_killing(self, command: Kill, tasks: TaskGroup) -> None:
         if command.slot in self._unsure:
@@ -169,9 +240,11 @@ class Workers:
         core = self.cores[command.slot]
         if core.gone is None:
             core.gone = command.reason
+            self._counters.wasted += not core.is_prepared
             if command.reason in ("lost", "expired"):
                 self._counters.lost += 1
-                core.tell("sandbox.lost", error=f"sandbox_{'expired' if command.reason == 'expired' else 'not_found'}")
+                error = "sandbox_expired" if command.reason == "expired" else "sandbox_not_found"
+                core.tell("sandbox.lost", error=error, files_lost=len(core.journal.names))
             self._counters.evicted += command.reason == "evicted"
         self._run(self._kill, command, tasks)
 
@@ -195,7 +268,7 @@ class Workers:
             self._kill_ended(core, command.reason, error)
         if error is None:
             with anyio.CancelScope(shield=True):
-                await self._store.clear(core.row, core.generation)
+                await self.store.clear(core.row, core.generation)
 
     def _kill_ended(self, core: Core, reason: KillReason, error: Exception | None) -> None:
         if error is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from sandboxkit._types import (
     CommandResult,
@@ -22,6 +22,7 @@ from sandboxkit._types import (
     Result,
     SandboxInfo,
 )
+from sandboxkit.provider._confined import FileAnswer, FileCall
 
 OnOutput = Callable[[OutputMessage], object]
 OnResult = Callable[[Result], object]
@@ -39,9 +40,11 @@ class CreateRequest:
     lifetime: float
     idempotency_key: str
     metadata: Mapping[str, str] = field(default_factory=dict)
-    envs: Mapping[str, str] = field(default_factory=dict)
+    envs: Mapping[str, str] = field(default_factory=dict, repr=False)
     network: NetworkMode | NetworkPolicy = "deny"
     timeout: float = 60.0
+    at_end: Literal["kill", "pause"] = "kill"
+    """What becomes of it at the end of its lifetime."""
 
 
 class Files(Protocol):
@@ -76,6 +79,30 @@ class Files(Protocol):
 
     async def rename(self, source: str, target: str) -> None:
         """Rename an entry, replacing a file at the target."""
+
+
+class Confined(Protocol):
+    """The files below one root, resolved where they lie: what level `enforced` is made of. Only `SafeFS` calls this.
+
+    What was reached was reached from the root itself, through no link that leads out of it, with the rights of the
+    sandbox's user. `provider/_confined.py` has the operations' form, `local/agent/_confined.py` their meaning.
+    """
+
+    @property
+    def root_adversary(self) -> bool:
+        """Whether somebody in the sandbox may be root there, above the user whose rights are what protects."""
+
+    @property
+    def mechanism(self) -> str:
+        """`"engine"`, `"helper"` or `"fake"`."""
+
+    @property
+    def can_watch(self) -> bool:
+        """Whether it has the operations `watch`, `events` and `unwatch`."""
+
+    async def call(self, call: FileCall) -> FileAnswer:
+        """Carry one operation out. OperationFailed with the errno of inside; BrokenAnswer for what is no answer;
+        EnforcementUnavailable where the sandbox has not what it takes."""
 
 
 class RunningCommand(Protocol):
@@ -113,6 +140,10 @@ class ProviderSandbox(Protocol):
 
     @property
     def files(self) -> Files: ...
+
+    async def confined(self, root: str) -> Confined | None:
+        """The provider's own way to files below a root, an absolute normalised path. None where it has none: SafeFS
+        then sends a helper. Makes at most one request."""
 
     async def run_code(
         self,
@@ -171,13 +202,28 @@ class ProviderSandbox(Protocol):
         it is gone."""
 
     async def is_running(self) -> bool:
-        """Ask the service whether it runs, without extending its life."""
+        """Ask the service whether it runs, without extending its life. False of a paused one."""
+
+    async def pause(self) -> None:
+        """Stop it and keep it: it has no end then, and every use but `extend`, `is_running` and `kill` raises
+        SandboxNotFound. `extend` and the provider's `connect` let it go on. No error if it is paused already;
+        SandboxNotFound if it is gone."""
 
     def host(self, port: int) -> str:
         """The public host name of a port; no request."""
 
-    def url(self, port: int) -> str:
-        """The public URL of a port: `host(port)` with the scheme by which the endpoint serves it; no request."""
+    def browser_url(self, port: int) -> str:
+        """Where a browser finds a port: `host(port)` with the scheme by which the endpoint serves it; no request."""
+
+    async def url(self, port: int) -> str:
+        """A URL by which a program on this machine finds a port. It is `browser_url(port)`, but where that name does
+        not resolve for programs: the engine then opens a loopback port. No promise that something answers.
+        SandboxNotFound if the sandbox is gone and that had to be asked."""
+
+    async def http_status(self, port: int, path: str = "/", *, timeout: float = 10.0) -> int | None:
+        """Ask what listens on a port, by HTTP GET: the status of its answer, after redirects to itself (others are not
+        followed: they are its own business). None where nobody listens, or no answer came within `timeout` seconds, or
+        none that can be understood. SandboxNotFound if the sandbox is gone."""
 
     async def kill(self) -> bool:
         """Kill it. False if it was gone already, which is no error."""
@@ -195,13 +241,17 @@ class Provider(Protocol):
         ProviderUnavailable, UnsupportedOption. If cancelled, a sandbox that was made meanwhile is killed."""
 
     async def connect(self, sandbox_id: str, *, lifetime: float) -> ProviderSandbox:
-        """Take up a running sandbox, extending its life to at least `lifetime` seconds from now."""
+        """Take up a sandbox, extending its life to at least `lifetime` seconds from now; a paused one runs again."""
 
     def list(self, *, metadata: Mapping[str, str] | None = None) -> AsyncIterator[SandboxInfo]:
         """All running and paused sandboxes whose metadata contain the given pairs, over all pages."""
 
+    async def info(self, sandbox_id: str) -> SandboxInfo:
+        """Describe a sandbox by id, running or paused, without connecting to it: neither its life nor its state
+        changes. SandboxNotFound if there is none."""
+
     async def kill(self, sandbox_id: str) -> bool:
-        """Kill a sandbox by id. False if it was gone already."""
+        """Kill a sandbox by id, also a paused one. False if it was gone already."""
 
     async def aclose(self) -> None:
         """Let go of what this provider holds (connections, its share of the engine). Kills no sandbox. Idempotent."""

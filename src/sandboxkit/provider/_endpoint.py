@@ -76,7 +76,9 @@ def open_provider(endpoint: EndpointName | Endpoint | Provider = "auto") -> Prov
         ConfigurationError: there is no such endpoint, or its environment file cannot be used.
     """
     if not isinstance(endpoint, str | Endpoint):
-        if all(callable(getattr(endpoint, verb, None)) for verb in ("create", "connect", "list", "kill", "aclose")):
+        if all(
+            callable(getattr(endpoint, verb, None)) for verb in ("create", "connect", "list", "info", "kill", "aclose")
+        ):
             return endpoint
         raise ConfigurationError(
             f'endpoint={endpoint!r}: one of "auto", "e2b", "local", an Endpoint(...), or a provider.'

@@ -1,68 +1,65 @@
 """SafeFS: the files of a sandbox below a root, every path guarded, every read bounded.
 
-Level `lexical`: what is sent to the sandbox is absolute, normalised, without "..", and is the root or lies below it.
+Whatever the level, what is sent to the sandbox is absolute, normalised, without "..", and is the root or lies below it.
 One request names one path, and never `~`, a relative path or a user, which the service would interpret by itself.
-Nothing is said about links: one that lies inside the root leads wherever the service follows it to.
+What is promised beyond that is the level's: `_levels` carries it out, docs/explanation/safefs-levels.md says it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator
-from contextlib import contextmanager
-from typing import NoReturn, TypeAlias
+from collections.abc import AsyncGenerator, Callable, Collection
+from contextlib import aclosing
+from pathlib import Path
+from typing import TypeAlias
 
-from sandboxkit._confine import confine, require_plain_names, shown
-from sandboxkit._types import DEFAULT_ROOT, FileInfo, FileNode, Level
+from sandboxkit._confine import confine, shown
+from sandboxkit._types import DEFAULT_ROOT, FileEvent, FileInfo, FileNode, Level, TransferProgress
 from sandboxkit.errors import (
     ConfigurationError,
     InvalidPath,
-    IsADirectory,
-    NoSpace,
     NotADirectory,
     NotFound,
-    PathError,
-    PathEscape,
     SafeFSError,
-    SpecialFile,
-    TooLarge,
-    UnsupportedOption,
 )
-from sandboxkit.provider._base import Files, ProviderSandbox
+from sandboxkit.safefs import _transfer
+from sandboxkit.safefs._fileobj import AsyncSafeFile, Mode, mode_of
+from sandboxkit.safefs._glob import expand
+from sandboxkit.safefs._guard import AnyPath, Guard, believed, taken_up
+from sandboxkit.safefs._levels import CheckedFiles, EnforcedFiles, LevelFiles, LexicalFiles
 from sandboxkit.safefs._tree import DEFAULT_EXCLUDES, gather, is_directory
+from sandboxkit.safefs._watch import looked_for, told
 
 DEFAULT_MAX_BYTES = 64 * 1024 * 1024
+DEFAULT_CHUNK = 1024 * 1024
 
-AnyPath: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
-
-_SAYS: dict[type[SafeFSError], str] = {
-    NotFound: "No such file or directory",
-    IsADirectory: "A directory, where a file is needed",
-    NotADirectory: "Not a directory, where one is needed",
-    SpecialFile: "Not a regular file or a directory",
-    NoSpace: "No space or no inode is left",
-    TooLarge: "The file is larger than max_bytes",
-}
+LocalPath: TypeAlias = str | os.PathLike[str]
+OnProgress: TypeAlias = Callable[[TransferProgress], object]
+Entries: TypeAlias = list[FileInfo]  # `list` is also a method
 
 
-class AsyncSafeFS:
+class AsyncSafeFS(Guard):
     """Files of one sandbox, confined to a root. Relative paths count from the root; all others have to lie below it.
 
     Every method refuses a path that leads out (`PathEscape`) or is none (`InvalidPath`) before any request is made.
-    Errors carry the path as it was given, as `.path`, and show it in ASCII.
+    Errors carry the path as it was given, as `.path`, and show it in ASCII. Any operation at `"checked"` and
+    `"enforced"` may raise LinkEscape and SpecialFile, at `"enforced"` also Changed, AccessDenied and
+    EnforcementUnavailable, besides what is said at the method.
 
     Args:
         sandbox: a session's sandbox, or the SDK's own `AsyncSandbox`; no pool is needed.
         root: an absolute path in the sandbox.
-        level: what is promised; `None` is the best that there is, which is `"lexical"` now. `.level` names it.
+        level: what is promised. `"lexical"` judges the path's text alone; `"checked"` also looks for links that lead
+            out, just before; `"enforced"` resolves the path in the sandbox, so that it holds against a process that
+            exchanges files for links meanwhile. `None` is `"enforced"`, or EnforcementUnavailable where that cannot be
+            had: no level is ever less than it says.
         strict_names: also refuse control and bidirectional characters and backslashes in names.
-        on_refused: is told each refusal of the guard; what it returns is ignored.
+        on_refused: is told each refusal; what it returns is ignored.
 
     Raises:
         ConfigurationError: `sandbox` is of the wrong kind (a synchronous one belongs to `SafeFS`), or the level is
             none of the three.
-        UnsupportedOption: the level is `"checked"` or `"enforced"`, which are not there yet.
         InvalidPath: the root is no absolute path.
     """
 
@@ -73,24 +70,29 @@ class AsyncSafeFS:
         root: str = DEFAULT_ROOT,
         level: Level | None = None,
         strict_names: bool = False,
-        on_refused: Callable[[PathError], object] | None = None,
+        on_refused: Callable[[SafeFSError], object] | None = None,
     ) -> None:
-        if level in ("checked", "enforced"):
-            raise UnsupportedOption(
-                f"SafeFS(level={level!r}) is not supported yet; level=None takes the best that there is.",
-                option="level",
-            )
-        if level not in (None, "lexical"):
+        if level not in (None, "lexical", "checked", "enforced"):
             raise ConfigurationError(f"SafeFS(level={level!r}): 'lexical', 'checked', 'enforced' or None is needed.")
-        self._files, self._sandbox_id = _files_of(sandbox)
-        self._root = confine(root, root)
-        self._strict_names = strict_names
-        self._on_refused = on_refused
+        made = taken_up(sandbox)
+        confined = confine(root, root)
+        files: LevelFiles = EnforcedFiles(made, confined)
+        if level == "lexical":
+            files = LexicalFiles(made.files)
+        elif level == "checked":
+            files = CheckedFiles(made.files, confined)
+        super().__init__(files, made.sandbox_id, confined, strict_names=strict_names, on_refused=on_refused)
 
     @property
     def level(self) -> Level:
         """What is promised: the level in force."""
-        return "lexical"
+        return self._files.level
+
+    @property
+    def root_adversary(self) -> bool:
+        """Whether somebody in the sandbox may be root there, which no level holds against inside it. False only where
+        this is known: at `"enforced"`, after the first operation, on the local engine, whose sandboxes have no root."""
+        return self._files.root_adversary
 
     @property
     def root(self) -> str:
@@ -121,13 +123,67 @@ class AsyncSafeFS:
         """
         target = self._file(path)
         with self._telling(path):
-            data = await self._files.read(target, max_bytes=max_bytes)
-            if len(data) > max_bytes:
-                raise TooLarge("", path=path)
-            return data
+            return (await self._files.read(target, start=0, length=max_bytes, max_bytes=max_bytes)).data
+
+    async def read_range(self, path: AnyPath, start: int, length: int) -> bytes:
+        """Read up to `length` bytes of a file from the offset `start` on; fewer at its end, none behind it. At
+        `"enforced"` no more than that is transferred; the other levels read the file up to 64 MiB.
+
+        Raises:
+            NotFound, IsADirectory, SpecialFile, TooLarge, PathError: as in `read_bytes`.
+        """
+        if start < 0 or length < 0:
+            raise ConfigurationError(f"read_range(start={start!r}, length={length!r}): neither may be negative.")
+        target = self._file(path)
+        with self._telling(path):
+            most = None if self._files.reads_parts else DEFAULT_MAX_BYTES
+            return (await self._files.read(target, start=start, length=length, max_bytes=most)).data
+
+    async def stream(self, path: AnyPath, *, chunk: int = DEFAULT_CHUNK) -> AsyncGenerator[bytes]:
+        """Yield a file's content in pieces of `chunk` bytes. At `"enforced"` one request for each, of a file of any
+        size; the other levels read it up to 64 MiB.
+
+        Raises:
+            Changed: another content came in its place meanwhile.
+            NotFound, IsADirectory, SpecialFile, TooLarge, PathError: as in `read_bytes`.
+        """
+        if chunk < 1:
+            raise ConfigurationError(f"stream(chunk={chunk!r}): a positive number is needed.")
+        target = self._file(path)
+        at, version = 0, b""
+        length = chunk if self._files.reads_parts else DEFAULT_MAX_BYTES
+        most = None if self._files.reads_parts else DEFAULT_MAX_BYTES
+        while True:
+            with self._telling(path):
+                piece = await self._files.read(target, start=at, length=length, max_bytes=most, version=version)
+            for begin in range(0, len(piece.data), chunk):
+                yield piece.data[begin : begin + chunk]
+            at, version = at + len(piece.data), piece.version
+            if at >= piece.size:
+                return
+
+    def open(self, path: AnyPath, mode: Mode = "rb", *, max_bytes: int = DEFAULT_MAX_BYTES) -> AsyncSafeFile:
+        """Open a file, to be used with `async with`: its methods are those of Python's files, and awaited.
+
+        Reading goes piece by piece and can seek. What is written is kept here, up to `max_bytes`, and takes the
+        file's place at the end of the block; an exception that leaves the block leaves the file as it was.
+
+        Args:
+            path: the file.
+            mode: `r`, `w` or `a`, with `b` for bytes; without it text is UTF-8, its line ends left as they are.
+            max_bytes: what may be written.
+
+        Raises:
+            ConfigurationError: another mode.
+            PathError: the path was refused.
+        """
+        self._file(path)
+        return AsyncSafeFile(self, path, mode_of(mode), max_bytes=max_bytes)
 
     async def write(self, path: AnyPath, data: str | bytes) -> None:
         """Write text (as UTF-8) or bytes, replacing the file that was there; missing parents are made.
+
+        At `"enforced"` the content takes the file's place at once: whoever reads sees the old one or the new one.
 
         Raises:
             IsADirectory, NotADirectory, NoSpace, PathError: nothing was written.
@@ -151,34 +207,35 @@ class AsyncSafeFS:
     async def append(self, path: AnyPath, data: str | bytes, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
         """Add text or bytes to the end of a file, or make it.
 
-        Not atomic: the file is read and written again as a whole, so what somebody else writes to it at the same
-        time may be lost.
+        The file is written anew, at `"enforced"` in the sandbox and at once; what somebody else writes to it at the
+        same time may be lost.
 
         Raises:
             TooLarge: the file is larger than `max_bytes` already.
             IsADirectory, NotADirectory, SpecialFile, NoSpace, PathError: nothing was written.
         """
         added = data.encode() if isinstance(data, str) else bytes(data)
-        try:
-            before = await self.read_bytes(path, max_bytes=max_bytes)
-        except NotFound:
-            before = b""
-        await self.write_bytes(path, before + added)
+        target = self._file(path)
+        with self._telling(path):
+            await self._files.append(target, added, max_bytes=max_bytes)
 
     async def list(self, path: AnyPath = ".", *, depth: int = 1) -> list[FileInfo]:
         """List the entries below a directory, `depth` levels deep, sorted by path.
 
-        The service leaves out what is neither file nor directory, dangling links among it.
+        Links are not followed below it. At `"lexical"` and `"checked"` the service leaves out what is neither file nor
+        directory, dangling links among it; at `"enforced"` all is there, a link with the type of what it leads to, or
+        `"other"` where that lies outside or nowhere.
 
         Raises:
             NotFound, NotADirectory, PathError: there is no such directory.
+            TooLarge: it has more than 100,000 entries.
         """
         if depth < 1:
             raise ConfigurationError(f"list(depth={depth!r}): a positive number is needed.")
         directory = self._confined(path)
         with self._telling(path):
             entries = await self._files.list(directory, depth=depth)
-            return sorted((_believed(entry, directory) for entry in entries), key=lambda entry: entry.path)
+            return sorted((believed(entry, directory) for entry in entries), key=lambda entry: entry.path)
 
     async def walk(self, path: AnyPath = ".") -> AsyncGenerator[FileInfo]:
         """Yield every entry below a directory, each directory before what is in it; links are not followed.
@@ -225,8 +282,102 @@ class AsyncSafeFS:
         directory = self._confined(path)
         return await gather(self.list, directory, depth=depth, max_entries=max_entries, exclude=frozenset(exclude))
 
+    async def glob(self, pattern: AnyPath) -> Entries:
+        """List the entries that a pattern matches, sorted by path: `*`, `?` and `[...]` within one name, `**` for any
+        number of directories. Names that begin with a dot match like others; links are not entered by `**`.
+
+        Raises:
+            PathError: the pattern leads out of the root.
+        """
+        parts = self._confined(pattern)[len(self._root) :].strip("/").split("/")
+        found = await expand(self, self._root, [part for part in parts if part])
+        return sorted(found, key=lambda entry: entry.path)
+
+    async def watch(
+        self, path: AnyPath = ".", *, recursive: bool = False, interval: float = 1.0
+    ) -> AsyncGenerator[FileEvent]:
+        """Yield what happens in a directory, from the first step of the iteration on, until it is closed.
+
+        At `"enforced"` on the local engine every event comes, from inotify. Elsewhere the directory is listed every
+        `interval` seconds, and what differs is told: a file that comes and goes in between is not seen, and a rename
+        is a removal and a creation.
+
+        Args:
+            path: the directory.
+            recursive: watch what is below its directories, too, links not followed.
+            interval: seconds between two looks, where one has to look.
+
+        Raises:
+            NotFound, NotADirectory, PathError: there is no such directory.
+            Changed: more happened than could be kept; begin again.
+        """
+        if not 0 < interval < float("inf"):
+            raise ConfigurationError(f"watch(interval={interval!r}): a positive number of seconds is needed.")
+        directory = self._confined(path)
+        with self._telling(path):
+            native = isinstance(self._files, EnforcedFiles) and await self._files.watching() is not None
+        if native and isinstance(self._files, EnforcedFiles):
+            events = told(self._files, directory, recursive=recursive)
+        else:
+            events = looked_for(self._files, directory, recursive=recursive, interval=interval)
+        async with aclosing(events):
+            with self._telling(path):
+                async for event in events:
+                    yield event
+
+    async def upload(self, source: LocalPath, target: AnyPath, *, on_progress: OnProgress | None = None) -> int:
+        """Copy a local file or folder into the sandbox, file by file, and return how many files it were.
+
+        Links in the folder are neither followed nor sent; empty directories are made. Files that are there are
+        replaced, others stay.
+
+        Args:
+            source: on this machine.
+            target: where it lies afterwards, not the directory above.
+            on_progress: called after each file.
+
+        Raises:
+            FileNotFoundError, OSError: it cannot be read.
+            TooLarge: a file has more than 64 MiB.
+            SafeFSError: a file could not be written; those before it are.
+        """
+        self._entry(target)
+        return await _transfer.upload(self, Path(source), self._confined(target), on_progress=on_progress)
+
+    async def download(
+        self,
+        source: AnyPath,
+        target: LocalPath,
+        *,
+        overwrite: bool = False,
+        max_bytes: int = 1024 * 1024 * 1024,
+        on_progress: OnProgress | None = None,
+    ) -> int:
+        """Copy a file or directory of the sandbox to this machine, and return how many files it were.
+
+        Names are the sandbox's, so each is guarded again here: nothing is written outside of `target`, and never
+        through a local link. Links, pipes and the like are left out. Modes and times are not taken over.
+
+        Args:
+            source: in the sandbox.
+            target: where it lies afterwards, not the directory above.
+            overwrite: replace local files that are there; else they are a FileExistsError.
+            max_bytes: of all files together.
+            on_progress: called after each file.
+
+        Raises:
+            FileExistsError, OSError: it cannot be written here.
+            TooLarge: it is more than `max_bytes`; what came before is there.
+            SafeFSError: it cannot be read, or a name has no place on this machine.
+        """
+        confined = self._confined(source)
+        return await _transfer.download(
+            self, confined, Path(target), overwrite=overwrite, max_bytes=max_bytes, on_progress=on_progress
+        )
+
     async def stat(self, path: AnyPath) -> FileInfo:
-        """Describe one entry. For a link the service says the type and size of its target.
+        """Describe one entry. Of a link, the type and mode are those of what it leads to; at `"enforced"` the rest is
+        the link's own, and one that leads out or nowhere is `"other"`.
 
         Raises:
             NotFound, NotADirectory, PathError: there is no such entry.
@@ -237,7 +388,8 @@ class AsyncSafeFS:
         return dataclasses.replace(info, name=target.rpartition("/")[2], path=target)
 
     async def exists(self, path: AnyPath) -> bool:
-        """Say whether there is an entry.
+        """Say whether there is an entry. A link that leads nowhere inside is none at `"enforced"`; one that leads out
+        is a LinkEscape, whether its target exists or not.
 
         Raises:
             PathError: the path was refused; that is not answered with False.
@@ -283,82 +435,16 @@ class AsyncSafeFS:
             await self._files.rename(old, new)
 
     async def copy(self, source: AnyPath, target: AnyPath, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
-        """Copy the content of one file (not a directory), through this process; mode and times are not copied.
+        """Copy the content of one file (not a directory); mode and times are not copied. At `"enforced"` in the
+        sandbox, else through this process.
 
         Raises:
             NotFound, IsADirectory, SpecialFile, TooLarge, NoSpace: it could not be read or written.
             PathError: a path was refused; nothing was read.
         """
-        self._file(target)
-        await self.write_bytes(target, await self.read_bytes(source, max_bytes=max_bytes))
-
-    # -- the guard ------------------------------------------------------------------------------------------------
-
-    def _confined(self, path: AnyPath) -> str:
-        """The path to send, or a refusal that listeners are told of."""
-        try:
-            confined = confine(path, self._root)
-            if self._strict_names:
-                require_plain_names(confined, path)
-        except PathError as error:
-            self._refuse(error)
-        if not confined.isascii() and any("\udc80" <= char <= "\udcff" for char in confined):
-            # The service's messages are UTF-8, so no request can name it.
-            self._refuse(InvalidPath(f"The name {shown(path)} is not UTF-8, which the file API needs.", path=path))
-        return confined
-
-    def _file(self, path: AnyPath) -> str:
-        """The confined path of a file; the root is none."""
-        confined = self._confined(path)
-        if confined == self._root:
-            raise IsADirectory(f"{shown(path)} is the root, a directory.", sandbox_id=self._sandbox_id, path=path)
-        return confined
-
-    def _entry(self, path: AnyPath) -> str:
-        """The confined path of an entry that may go; the root's own entry lies outside of the root."""
-        confined = self._confined(path)
-        if confined == self._root:
-            self._refuse(PathEscape(f"{shown(path)} is the root, which cannot be removed or renamed.", path=path))
-        return confined
-
-    def _refuse(self, error: PathError) -> NoReturn:
-        error.sandbox_id = self._sandbox_id
-        if self._on_refused is not None:
-            self._on_refused(error)
-        raise error
-
-    @contextmanager
-    def _telling(self, path: AnyPath) -> Iterator[None]:
-        """Say the caller's path, in ASCII, instead of what the service said: its text may be the sandbox's own."""
-        try:
-            yield
-        except SafeFSError as error:
-            says = _SAYS.get(type(error), "The file operation failed")
-            raise type(error)(
-                f"{says}: {shown(path)} in sandbox {self._sandbox_id}.", sandbox_id=self._sandbox_id, path=path
-            ) from error
-
-
-def _files_of(sandbox: object) -> tuple[Files, str]:
-    """The file access of what the caller gave, with the sandbox's id."""
-    if isinstance(sandbox, ProviderSandbox):
-        return sandbox.files, sandbox.sandbox_id
-    from sandboxkit.provider import _e2b  # late: it imports the SDK, which only its own objects need
-
-    return _e2b.file_access(sandbox), str(getattr(sandbox, "sandbox_id", None))
-
-
-def _believed(entry: FileInfo, directory: str) -> FileInfo:
-    """Return an entry of a listing if it can lie where it says; a sandbox may answer anything."""
-    try:
-        path = confine(entry.path, directory)
-    except PathError:
-        path = directory
-    if path == directory or path != entry.path or path.rpartition("/")[2] != entry.name:
-        raise SafeFSError(
-            f"The sandbox listed {shown(entry.path)}, which cannot lie in {shown(directory)}.", path=directory
-        )
-    return entry
+        old, new = self._file(source), self._file(target)
+        with self._telling(source):
+            await self._files.copy(old, new, max_bytes=max_bytes)
 
 
 AsyncSafeFS.__module__ = "sandboxkit"

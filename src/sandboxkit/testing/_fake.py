@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -24,7 +25,9 @@ from sandboxkit.provider._base import CreateRequest
 from sandboxkit.provider._network import network_options
 from sandboxkit.testing._sandbox import FakeSandbox
 
-Operation = Literal["create", "connect", "extend", "kill", "list", "is_running", "run_code", "run_command", "files"]
+Operation = Literal[
+    "create", "connect", "extend", "pause", "info", "kill", "list", "is_running", "run_code", "run_command", "files"
+]
 EndReason = Literal["killed", "expired", "crashed"]
 
 _AN_INDEX = Indexes(endpoints=frozenset({("index.invalid", 443)}))
@@ -79,6 +82,8 @@ class FakeProvider:
         self.clock = clock
         self.requests: list[CreateRequest] = []
         """Every create request, in order, refused ones among them."""
+        self.calls: Counter[Operation] = Counter()
+        """How many calls of each operation there were: requests, where a real service answered."""
         self.created = 0
         self.ended: dict[str, EndReason] = {}
         self.is_closed = False
@@ -95,7 +100,7 @@ class FakeProvider:
 
     @property
     def live(self) -> frozenset[str]:
-        """Ids of the sandboxes that live now. Always `created == len(live) + len(ended)`."""
+        """Ids of the sandboxes that live now, paused ones too. Always `created == len(live) + len(ended)`."""
         self._reap()
         return frozenset(self._sandboxes)
 
@@ -149,6 +154,10 @@ class FakeProvider:
         for info in found:
             yield info
 
+    async def info(self, sandbox_id: str) -> SandboxInfo:
+        async with self.faults("info"):
+            return self._found(sandbox_id).info()
+
     async def kill(self, sandbox_id: str) -> bool:
         async with self.faults("kill"):
             self._reap()
@@ -163,6 +172,7 @@ class FakeProvider:
     @asynccontextmanager
     async def faults(self, operation: Operation) -> AsyncIterator[None]:
         """Carry out an operation among the faults that were injected for it."""
+        self.calls[operation] += 1
         fault = self._next_fault(operation)
         await anyio.lowlevel.checkpoint()
         if fault.delay:
@@ -214,8 +224,15 @@ class FakeProvider:
 
     def _reap(self) -> None:
         now = datetime.fromtimestamp(self.clock(), UTC)
-        for sandbox_id in [s.sandbox_id for s in self._sandboxes.values() if s.end_at <= now]:
-            self.end(sandbox_id, "expired")
+        for sandbox in [s for s in self._sandboxes.values() if not s.is_paused and s.end_at <= now]:
+            self.end_of_life(sandbox)
+
+    def end_of_life(self, sandbox: FakeSandbox) -> None:
+        """Let a sandbox meet the end of its lifetime."""
+        if sandbox.pauses_at_end:
+            sandbox.stop()
+        else:
+            self.end(sandbox.sandbox_id, "expired")
 
     def end(self, sandbox_id: str, reason: EndReason) -> bool:
         """Let a sandbox end; False if it had ended before."""

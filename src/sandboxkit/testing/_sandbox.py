@@ -26,6 +26,7 @@ from sandboxkit.errors import (
 )
 from sandboxkit.provider._base import CreateRequest, OnOutput, OnResult
 from sandboxkit.provider._output import OutputKeeper
+from sandboxkit.testing._confined import FakeConfined
 from sandboxkit.testing._files import FakeFiles, Tree
 from sandboxkit.testing._python import FakePython
 from sandboxkit.testing._shell import FakeShell
@@ -45,6 +46,9 @@ class FakeSandbox:
         self._end_at = self._started_at + timedelta(seconds=request.lifetime)
         self._running: dict[anyio.CancelScope, tuple[int, object]] = {}
         self._pids = 100
+        self.is_paused = False
+        self.answers: dict[int, int] = {}
+        """What listens here: port, and the status that it answers with. A test says so."""
         self.tree = Tree(capacity=provider.disk)
         self._python = FakePython(self.tree, request.envs)
         self._files = FakeFiles(self.tree, self._gate)
@@ -68,6 +72,10 @@ class FakeSandbox:
         return self._end_at
 
     @property
+    def pauses_at_end(self) -> bool:
+        return self._request.at_end == "pause"
+
+    @property
     def raw(self) -> object:
         return self
 
@@ -75,23 +83,35 @@ class FakeSandbox:
     def files(self) -> FakeFiles:
         return self._files
 
+    async def confined(self, root: str) -> FakeConfined:
+        return FakeConfined(self.tree, self._gate, root)
+
     def host(self, port: int) -> str:
         return f"{port}-{self._id}.fake.invalid"
 
-    def url(self, port: int) -> str:
+    def browser_url(self, port: int) -> str:
         return f"https://{self.host(port)}"
+
+    async def url(self, port: int) -> str:
+        await anyio.lowlevel.checkpoint()
+        return self.browser_url(port)
 
     def info(self) -> SandboxInfo:
         return SandboxInfo(
             sandbox_id=self._id,
             template=self.template,
-            state="running",
+            state="paused" if self.is_paused else "running",
             started_at=self._started_at,
             end_at=self._end_at,
             metadata=dict(self.metadata),
         )
 
     # -- running ---------------------------------------------------------------------------------------------------
+
+    async def http_status(self, port: int, path: str = "/", *, timeout: float = 10.0) -> int | None:
+        async with self._provider.faults("is_running"):
+            self._check(expired_is_not_found=True)
+            return self.answers.get(port)
 
     async def run_code(
         self,
@@ -164,27 +184,39 @@ class FakeSandbox:
 
     async def extend(self, lifetime: float) -> datetime:
         async with self._provider.faults("extend"):
-            self._check(expired_is_not_found=True)
+            self._check(expired_is_not_found=True, paused_is_there=True)
             self.lengthen(lifetime)
         return self._end_at
 
     async def is_running(self) -> bool:
         async with self._provider.faults("is_running"):
-            return self._id in self._provider.live
+            return self._id in self._provider.live and not self.is_paused
+
+    async def pause(self) -> None:
+        async with self._provider.faults("pause"):
+            self._check(expired_is_not_found=True, paused_is_there=True)
+            if not self.is_paused:
+                self.stop()
 
     async def kill(self) -> bool:
         return await self._provider.kill(self._id)
 
     def lengthen(self, lifetime: float) -> None:
-        """Move the end, only ever later."""
+        """Move the end, only ever later; a paused one, which has none, goes on."""
         later = datetime.fromtimestamp(self._provider.clock(), UTC) + timedelta(seconds=lifetime)
-        if later > self._end_at:
+        if later > self._end_at or self.is_paused:
+            self.is_paused = False
             self._end_at = later
             for scope in self._running:
                 scope.deadline = anyio.current_time() + lifetime
 
+    def stop(self) -> None:
+        """Pause: whoever waits for an answer from here is cut off."""
+        self.is_paused = True
+        self.vanish()
+
     def vanish(self) -> None:
-        """Stop what runs here; the provider has already forgotten this sandbox."""
+        """Cut off what runs here, since this sandbox is not there any more."""
         for scope, (thread, token) in list(self._running.items()):
             if thread == threading.get_ident():
                 scope.cancel()
@@ -210,8 +242,10 @@ class FakeSandbox:
         environment = {**self._request.envs, **(envs or {})}
         return FakeCommand(self, self._pids, cmd, cwd, environment, on_stdout, on_stderr, max_output, stdin=stdin)
 
-    def _check(self, *, expired_is_not_found: bool = False) -> None:
+    def _check(self, *, expired_is_not_found: bool = False, paused_is_there: bool = False) -> None:
         if self._id in self._provider.live:
+            if self.is_paused and not paused_is_there:
+                raise SandboxNotFound(f"Sandbox {self._id} is paused.", sandbox_id=self._id)
             return
         reason = self._provider.ended.get(self._id)
         kind: type[SandboxLost] = SandboxNotFound
@@ -240,7 +274,8 @@ class FakeSandbox:
                     del self._running[scope]
             if scope.cancelled_caught:
                 # The loop's clock and the provider's may differ by a hair; whoever is first says that it is over.
-                self._provider.end(self._id, "expired")
+                if self._id in self._provider.live and not self.is_paused:
+                    self._provider.end_of_life(self)
                 self._check()
 
 

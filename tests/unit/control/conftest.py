@@ -14,7 +14,7 @@ import pytest
 def wait_until() -> Callable[..., None]:
     """Poll with a deadline."""
 
-    def poll(condition: Callable[[], bool], *, seconds: float = 5.0) -> None:
+    def poll(condition: Callable[[], bool], *, seconds: float = 30.0) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, "it did not come about"

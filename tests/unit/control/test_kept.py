@@ -368,6 +368,8 @@ def test_a_record_says_all_of_a_sandbox() -> None:
         network=Network(asked=asked),
         built_from="b",
         from_files=True,
+        public_traffic=False,
+        mask_host="h",
     )
     now = datetime.now(UTC)
     sandbox = Sandbox(
@@ -380,16 +382,17 @@ def test_a_record_says_all_of_a_sandbox() -> None:
         deadline=3.0,
     )
     record = json.loads(json.dumps(_kept.write_sandbox(sandbox, memory=True)))
-    read = _kept.read_sandbox(record, access_token="new")
+    read = _kept.read_sandbox(record, new_token=lambda: "new")
     for one in fields(Wanted):
         if one.name not in _kept.NOT_KEPT:
             assert getattr(read.wanted, one.name) == getattr(wanted, one.name), one.name
     assert read.wanted.network.asked == asked
     assert (read.sandbox_id, read.started_at, read.end_at) == ("i1", sandbox.started_at, sandbox.end_at)
+    assert read.traffic_token == "new"
     assert (read.access_token, read.memory_lost, read.state) == ("new", True, State.STORED)
     assert {one.name for one in fields(Sandbox)} == {
         *("sandbox_id", "access_token", "wanted", "state", "number", "started_at", "end_at", "deadline"),
-        *("pause_mode", "persisted", "memory_lost"),
+        *("pause_mode", "persisted", "memory_lost", "traffic_token"),
     }, "a new field: keep it in _kept, or name it here"
 
 
@@ -414,7 +417,7 @@ def test_a_record_of_another_form_is_a_value_error(field: str) -> None:
         if field == "memory":
             del record["memory"]
         with pytest.raises(ValueError, match=r"."):
-            _kept.read_sandbox(record, access_token="")
+            _kept.read_sandbox(record, new_token=str)
 
 
 def test_nothing_is_followed_out_of_the_store(persisted: Any, start_hollow: Callable[..., Any], tmp_path: Path) -> None:

@@ -233,5 +233,6 @@ def test_every_route_of_the_sdk_is_answered_on_purpose(shared_hollow: Any, metho
             "bad_request",
             "sandbox_not_found",
             "template_not_found",
+            "no_such_build",
             "unsupported_option",
         ), answer.text

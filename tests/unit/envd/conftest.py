@@ -25,6 +25,7 @@ else:
     import sandboxkit.local.agent.agent as agent_module
     from sandboxkit.local._sandbox import SandboxSettings
     from sandboxkit.local.envd import EnvdService
+    from sandboxkit.local.isolation._framed import FramedPort
     from sandboxkit.local.isolation._link import AgentLink
 
 TOKEN = "token-of-the-test"
@@ -33,8 +34,9 @@ TOKEN = "token-of-the-test"
 class Envd:
     """One served envd: its address, its home directory, and what breaks it."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, framed: bool = False) -> None:
         self.home = home
+        self.framed = framed
         self.base = ""
         self.token = TOKEN
         self.service: EnvdService
@@ -110,10 +112,11 @@ class Envd:
         return found
 
     def _start_agent(self) -> socket.socket:
-        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        kind, words = (socket.SOCK_STREAM, ["framed"]) if self.framed else (socket.SOCK_SEQPACKET, [])
+        near, far = socket.socketpair(socket.AF_UNIX, kind)
         with far:
             self._agent = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(agent_module.__file__), str(far.fileno())],
+                [sys.executable, "-I", "-S", str(agent_module.__file__), str(far.fileno()), *words],
                 pass_fds=[far.fileno()],
                 stdin=subprocess.DEVNULL,
             )
@@ -123,7 +126,7 @@ class Envd:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         near = await asyncio.to_thread(self._start_agent)
-        link = AgentLink(near, on_lost=lambda reason: None)
+        link = AgentLink(FramedPort(near) if self.framed else near, on_lost=lambda reason: None)
         await link.hello(processes=4096, open_files=1024)
         settings = SandboxSettings(
             sandbox_id="sbxtest",
@@ -205,12 +208,12 @@ class Live:
         self._client.close()
 
 
-@pytest.fixture
-def envd(tmp_path: Path, no_leaks: None) -> Iterator[Envd]:
-    """A fresh envd whose home is an empty directory."""
+@pytest.fixture(params=["descriptors", pytest.param("frames", marks=pytest.mark.full)])
+def envd(request: pytest.FixtureRequest, tmp_path: Path, no_leaks: None) -> Iterator[Envd]:
+    """A fresh envd whose home is an empty directory, over either transport of its agent's."""
     home = tmp_path / "home"
     home.mkdir(mode=0o755)
-    with Envd(home) as served:
+    with Envd(home, framed=request.param == "frames") as served:
         yield served
 
 

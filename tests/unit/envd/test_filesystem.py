@@ -134,13 +134,3 @@ def test_remove_takes_trees_but_not_what_links_lead_to(envd: Any) -> None:
     assert envd.call("Filesystem/Remove", {"path": "tree"}).json() == {}
     assert not (envd.home / "tree").exists()
     assert (envd.home / "keep/f").exists()
-
-
-def test_watching_is_refused_by_name(envd: Any) -> None:
-    """Every method of watching says that it is not supported, and which feature is meant."""
-    for method in ("CreateWatcher", "GetWatcherEvents", "RemoveWatcher"):
-        code, message = refused(envd, f"Filesystem/{method}", {"path": ""})
-        assert code == "unimplemented"
-        assert "watch_dir" in message
-    (only,) = envd.stream("Filesystem/WatchDir", {"path": ""})
-    assert only["error"]["code"] == "unimplemented"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 
-def until(condition: Callable[[], Any], seconds: float = 10) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
     """Poll until something holds."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -355,7 +355,7 @@ def test_a_kill_ends_promptly_although_children_escaped(envd: Any, live: Callabl
     started = time.monotonic()
     envd.call("Process/SendSignal", {"process": {"pid": pid}, "signal": "SIGNAL_SIGKILL"})
     assert envd.end(stream.rest())["status"] == "signal: killed"
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 4.5  # silence alone would have ended it after 5
     (envd.home / "stop").touch()
 
 

@@ -16,7 +16,7 @@ def test_one_answer_only(shared_hollow: Any, caplog: pytest.LogCaptureFixture) -
     head = b"POST /nosuch HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     caplog.set_level(logging.WARNING)
     for body in (b"zz\r\n", b"3\r\nabcdef\r\n", b"-1\r\n"):
-        with socket.create_connection((url.host, url.port), timeout=5) as connection:
+        with socket.create_connection((url.host, url.port), timeout=30) as connection:
             connection.sendall(head + body)
             received = b""
             while piece := connection.recv(65_536):

@@ -88,6 +88,13 @@ def test_signed_urls_are_found_by_their_signature(shared_hollow: Any) -> None:
     assert (answer.status_code, answer.json()["code"]) == (401, 401)
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_unsigned_urls_say_what_they_lack(shared_hollow: Any, method: str) -> None:
+    """An upload or download URL without its signature is a 401 in envd's words, not a path that does not exist."""
+    answer = shared_hollow.client.request(method, "/files?path=x")
+    assert (answer.status_code, answer.json()["message"]) == (401, "missing signature query parameter")
+
+
 def test_a_lost_agent_is_a_lost_sandbox(hollow: Any) -> None:
     """When a service finds its agent gone before it answered, the client sees `not found`, and the box is killed."""
     sandbox = hollow.create()
@@ -210,7 +217,7 @@ def test_the_end_is_bounded_by_open_requests(hollow: Any) -> None:
         connection.sendall(_half_a_request(hollow))
         started = time.monotonic()
         hollow.stop()
-        assert time.monotonic() - started < 6
+        assert time.monotonic() - started < 30
         assert connection.recv(4096).startswith(b"HTTP/1.1 503 ")
 
 

@@ -91,8 +91,8 @@ def test_headers_name_a_sandbox() -> None:
 def test_a_sandbox_host_wins_over_headers() -> None:
     """A page served by a sandbox runs under that sandbox's name: it cannot name another one, or another port."""
     host = "3000-iabc.localhost:1234"
-    assert decide(host) == ToSandbox("iabc", 3000)
-    assert decide(host, e2b_sandbox_id="iother", e2b_sandbox_port="49983") == ToSandbox("iabc", 3000)
+    assert decide(host) == ToSandbox("iabc", 3000, "named")
+    assert decide(host, e2b_sandbox_id="iother", e2b_sandbox_port="49983") == ToSandbox("iabc", 3000, "named")
     assert decide("api.localhost", e2b_sandbox_id="iother") == ToSandbox("iother", 49983)
 
 

@@ -14,10 +14,13 @@ from typing import Any
 import pytest
 
 
-@pytest.fixture
-def with_agent() -> Callable[[Callable[[Any], Awaitable[None]]], None]:
-    """Run `scenario(link)` against the real agent, started as in a box but without one."""
+@pytest.fixture(params=["descriptors", "frames"])
+def with_agent(request: pytest.FixtureRequest) -> Callable[[Callable[[Any], Awaitable[None]]], None]:
+    """Run `scenario(link)` against the real agent, started as in a box but without one, over either transport."""
+    from sandboxkit.local.isolation._framed import FramedPort
     from sandboxkit.local.isolation._link import AgentLink
+
+    framed = request.param == "frames"
 
     spec = importlib.util.find_spec("sandboxkit.local.agent")
     assert spec is not None
@@ -26,14 +29,14 @@ def with_agent() -> Callable[[Callable[[Any], Awaitable[None]]], None]:
 
     def run(scenario: Callable[[Any], Awaitable[None]]) -> None:
         async def main() -> None:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM if framed else socket.SOCK_SEQPACKET)
             child = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(program), str(theirs.fileno())],
+                [sys.executable, "-I", "-S", str(program), str(theirs.fileno()), *(["framed"] if framed else [])],
                 pass_fds=[theirs.fileno()],
                 env={},
             )
             theirs.close()
-            link = AgentLink(ours, on_lost=lambda reason: None)
+            link = AgentLink(FramedPort(ours) if framed else ours, on_lost=lambda reason: None)
             try:
                 await link.hello(processes=4000, open_files=1024)
                 await scenario(link)

@@ -175,7 +175,7 @@ def test_answer_and_cancel_in_one_turn(with_impostor: Any) -> None:
         number, _, _ = await request(theirs)
         before = descriptors()
         send_open(theirs, number, "/etc/passwd", os.O_RDONLY)
-        link._channel._readable()  # the answer is there, its waiter has not run yet
+        link._channel._port._readable()  # the answer is there, its waiter has not run yet
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):
             await opening
@@ -256,10 +256,14 @@ def test_real_agent_files(with_agent: Any, tmp_path: Any) -> None:
         root = str(tmp_path)
         assert await link.make_dir(f"{root}/a/b/c")
         assert not await link.make_dir(f"{root}/a/b")
-        fd = await link.open(f"{root}/a/f", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        assert not os.get_inheritable(fd)
-        os.write(fd, b"hello")
-        os.close(fd)
+        file = await link.open_file(f"{root}/a/f", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        await file.write(b"hel")
+        await file.write(b"lo")
+        facts = await file.facts()
+        assert (facts.size, facts.has_metadata) == (5, False)
+        assert (await file.read(3, 1), await file.read(99, 4), await file.read(9, 5)) == (b"ell", b"o", b"")
+        file.close()
+        file.close()
         with pytest.raises(AgentError, match="Not a directory"):
             await link.make_dir(f"{root}/a/f/x")
         with pytest.raises(AgentError, match="Not a directory"):
@@ -270,10 +274,10 @@ def test_real_agent_files(with_agent: Any, tmp_path: Any) -> None:
         for path, number in ((root, 21), (f"{root}/fifo", 22), ("/dev/null", 22), (f"{root}/none", 2)):
             for flags in (os.O_RDONLY, os.O_WRONLY | os.O_TRUNC):
                 with pytest.raises(AgentError) as caught:
-                    await asyncio.wait_for(link.open(path, flags), 5)
+                    await asyncio.wait_for(link.open_file(path, flags), 5)
                 assert caught.value.errno == number, (path, flags)
         with pytest.raises(AgentError):
-            await link.open("/proc/self/oom_score_adj", os.O_WRONLY)
+            await link.open_file("/proc/self/oom_score_adj", os.O_WRONLY)
         names = sorted(entry.path[len(root) :] for entry in await link.list(root, depth=2))
         assert names == ["/a", "/a/b", "/a/f", "/dangling", "/fifo", "/link"]
         through = await link.list(f"{root}/link")
@@ -284,7 +288,7 @@ def test_real_agent_files(with_agent: Any, tmp_path: Any) -> None:
         entry = await link.stat(f"{root}/dangling")
         assert (entry.link_target, entry.target_mode) == (f"{root}/dangling", None)
         odd = f"{root}/caf\udce9"
-        os.close(await link.open(odd, os.O_WRONLY | os.O_CREAT))
+        (await link.open_file(odd, os.O_WRONLY | os.O_CREAT)).close()
         assert odd in [entry.path for entry in await link.list(root)]
         await link.rename(f"{root}/a/f", f"{root}/new/deep/f")
         assert (await link.stat(f"{root}/new/deep/f")).size == 5
@@ -340,8 +344,12 @@ def test_real_agent_dials(with_agent: Any) -> None:
             assert not os.get_blocking(fd)
             with socket.socket(fileno=fd) as got, peer:
                 peer.send(b"x")
-                await asyncio.sleep(0)
-                assert got.getpeername() == server.getsockname()
+                loop = asyncio.get_running_loop()
+                assert await asyncio.wait_for(loop.sock_recv(got, 9), 10) == b"x"
+                got.send(b"back")
+                got.shutdown(socket.SHUT_WR)
+                assert await asyncio.to_thread(peer.recv, 9) == b"back"
+                assert await asyncio.to_thread(peer.recv, 9) == b""
             port = server.getsockname()[1]
         with pytest.raises(AgentError) as caught:
             await link.dial(port)
@@ -375,8 +383,9 @@ def test_an_agent_that_is_held_may_be_late(with_impostor: Any) -> None:
 
     async def scenario(link: Any, theirs: socket.socket, lost: list[str]) -> None:
         before = asyncio.ensure_future(link._channel.ask(wire.PING, [], within=0.1))
-        await request(theirs)
+        await asyncio.sleep(0)  # it is asked; were it waited for longer, a slow machine would make it late
         link.hold()
+        await request(theirs)
         during = asyncio.ensure_future(link._channel.ask(wire.PING, [], within=0.1))
         number, _, _ = await request(theirs)
         done, _ = await asyncio.wait({before, during}, timeout=0.3)

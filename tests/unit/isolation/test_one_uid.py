@@ -35,7 +35,7 @@ def test_root_of_one_uid(tmp_path: Path) -> None:
     do, and nothing is left."""
     state = tmp_path / "run" / "engine"
     done = subprocess.run(
-        [sys.executable, "-c", CODE, str(state)], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", CODE, str(state)], capture_output=True, text=True, timeout=50, check=False
     )
     if done.returncode == 77:
         pytest.skip("no user namespaces here")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,18 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from sandboxkit.errors import PoolClosed, PoolFull, PoolTimeout, ProviderError, SandboxLost, SessionConflict
+from sandboxkit._types import TimeoutPolicy
+from sandboxkit.errors import (
+    PoolClosed,
+    PoolFull,
+    PoolTimeout,
+    ProviderError,
+    ProviderUnavailable,
+    RateLimited,
+    SandboxLost,
+    SessionBusy,
+    SessionConflict,
+)
 from sandboxkit.pool import AsyncSandboxPool
 from sandboxkit.testing import FakeProvider, Fault
 
@@ -72,15 +84,27 @@ async def use_everything(pool: AsyncSandboxPool) -> None:
     async with pool.session("b", envs={"N": "1"}, replace=True) as session:
         await session.kill()
     await held.close()
+    async with pool.session("c", files={"x": "1", "y": "2"}, secrets={"T": "1"}) as session:
+        await session.pause()
+        await session.run_code("1")
+        ref = await session.detach()
+        try:
+            again = await pool.attach(ref)
+        except BaseException:
+            with anyio.CancelScope(shield=True):  # it is nobody's but ours
+                await pool._shell.workers._provider.kill(ref.sandbox_id)
+            raise
+    await again.close()
 
 
 @pytest.mark.anyio
 @pytest.mark.slow
-async def test_a_whole_pool_cancelled_anywhere_leaves_nothing() -> None:
+@pytest.mark.parametrize("min_warm", [0, 1])
+async def test_a_whole_pool_cancelled_anywhere_leaves_nothing(min_warm: int) -> None:
     """Wherever the owner of the pool is cancelled, opening, using or closing: every sandbox is killed."""
 
     async def work(fake: FakeProvider) -> None:
-        async with AsyncSandboxPool(endpoint=fake, max_live=2) as pool:
+        async with AsyncSandboxPool(endpoint=fake, max_live=2, min_warm=min_warm) as pool:
             await use_everything(pool)
 
     async def check(fake: FakeProvider, was_cancelled: bool) -> None:
@@ -96,7 +120,8 @@ async def test_a_caller_cancelled_anywhere_leaves_the_pool_whole() -> None:
     pools: list[AsyncSandboxPool] = []
 
     async def work(fake: FakeProvider) -> None:
-        pools[-1]._shell.workers._provider = fake  # a fresh provider for each round; the pool is the same throughout
+        shell = pools[-1]._shell  # a fresh provider for each round; the pool is the same throughout
+        shell.provider = shell.workers._provider = shell.life._provider = fake
         held: list[Any] = []
         try:
             await use_everything(pools[-1])
@@ -133,35 +158,66 @@ CALLER = st.fixed_dictionaries(
     {
         "starts": MOMENTS,
         "key": st.sampled_from([None, "a", "b", "c"]),
+        "files": st.sampled_from([None, None, {"x": "1"}]),
         "holds": MOMENTS,
         "patience": st.sampled_from([0.2, 2.0, 60.0]),
         "gives_up": st.none() | MOMENTS,
-        "ends_by": st.sampled_from(["close", "close", "kill", "crash", "replace"]),
+        "ends_by": st.sampled_from(["close", "close", "kill", "crash", "replace", "pause", "detach"]),
     }
 )
 FAULTS = st.lists(
     st.tuples(
-        st.sampled_from(["create", "kill", "extend"]),
+        st.sampled_from(["create", "create", "kill", "extend", "list", "info", "connect", "files", "pause"]),
         st.builds(
             Fault,
             delay=st.sampled_from([0.0, 0.3, 5.0]),
-            error=st.sampled_from([None, ProviderError("500")]),
+            error=st.sampled_from([None, ProviderUnavailable("500", status=500)]),
             after_commit=st.booleans(),
             times=st.integers(1, 3),
-        ),
+        )
+        | st.just(Fault(error=RateLimited("429", status=429), times=2)),
     ),
-    max_size=4,
+    max_size=6,
 )
 
 
 @pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(callers=st.lists(CALLER, min_size=1, max_size=12), faults=FAULTS, closes_at=st.none() | MOMENTS)
+@given(
+    callers=st.lists(CALLER, min_size=1, max_size=12),
+    faults=FAULTS,
+    closes_at=st.none() | MOMENTS,
+    owner=st.lists(st.tuples(MOMENTS, st.sampled_from(["drain", "resize", "reap", "grow"])), max_size=3),
+    options=st.fixed_dictionaries(
+        {
+            "min_warm": st.sampled_from([0, 1, 2]),
+            "on_loss": st.sampled_from(["fail", "recreate", "replay"]),
+            "max_creating": st.sampled_from([None, 1]),
+            "create_rate": st.sampled_from([None, 2.0]),
+            "max_uses": st.sampled_from([None, 1]),
+            "idle_timeout": st.sampled_from([None, 2.0]),
+            "timeouts": st.sampled_from(
+                [
+                    TimeoutPolicy(),
+                    TimeoutPolicy(lifetime=9, floor=2, renew="heartbeat"),
+                    TimeoutPolicy(lifetime=9, floor=2, at_end="pause"),
+                    TimeoutPolicy(lifetime=9, floor=2, max_lifetime=15),
+                    TimeoutPolicy(lifetime=9, floor=2, renew="never"),
+                ]
+            ),
+        }
+    ),
+)
 def test_random_schedules_leave_nothing(
-    fresh_time: Callable[[], VirtualTime], callers: list[Any], faults: list[Any], closes_at: float | None
+    fresh_time: Callable[[], VirtualTime],
+    callers: list[Any],
+    faults: list[Any],
+    closes_at: float | None,
+    owner: list[tuple[float, str]],
+    options: dict[str, Any],
 ) -> None:
     """Whatever callers do and whenever the provider fails: the cap holds, each ends in time, and nothing is left."""
-    time = fresh_time()
+    time, detached = fresh_time(), list[str]()
     fake = time.provider(create_delay=0.2)
     for operation, fault in faults:
         fake.inject(operation, fault)
@@ -176,27 +232,51 @@ def test_random_schedules_leave_nothing(
                     plan["key"],
                     envs={"N": "1"} if plan["ends_by"] == "replace" else None,
                     replace=plan["ends_by"] == "replace",
+                    files=plan["files"],
                     acquire_timeout=plan["patience"],
                 )
                 async with opening as session:
                     assert anyio.current_time() <= asked_at + plan["patience"] + 0.001
-                    assert len(fake.live) <= 3
+                    assert len(fake.live) <= 3 + len(detached)
                     await session.run_command("true")
                     await anyio.sleep(plan["holds"])
+                    if plan["ends_by"] == "pause":
+                        await session.pause()
+                        await session.run_command("true")
+                    if plan["ends_by"] == "detach":
+                        ref = await session.detach()
+                        detached.append(ref.sandbox_id)
+                        async with await pool.attach(ref):
+                            detached.remove(ref.sandbox_id)
                     if plan["ends_by"] == "kill":
                         await session.kill()
                     if plan["ends_by"] == "crash":
                         fake.crash(session.sandbox_id)
         except (PoolTimeout, PoolFull):
             assert anyio.current_time() <= asked_at + plan["patience"] + 0.001
-        except (PoolClosed, SessionConflict, SandboxLost, ProviderError):
+        except (PoolClosed, SessionConflict, SessionBusy, SandboxLost, ProviderError):
             pass  # each is an honest answer to this plan
 
+    async def by_its_owner(pool: AsyncSandboxPool, at: float, does: str) -> None:
+        await anyio.sleep(at)
+        match does:
+            case "drain":
+                await pool.drain()
+            case "resize":
+                await pool.resize(min_warm=0)
+            case "grow":
+                await pool.resize(min_warm=2)
+            case "reap":
+                with contextlib.suppress(ProviderError):
+                    await pool.reap()
+
     async def main() -> None:
-        async with AsyncSandboxPool(endpoint=fake, max_live=3, max_waiting=6) as pool:
+        async with AsyncSandboxPool(endpoint=fake, max_live=3, max_waiting=6, **options) as pool:
             async with anyio.create_task_group() as tasks:
                 for plan in callers:
                     tasks.start_soon(caller, pool, plan)
+                for at, does in owner:
+                    tasks.start_soon(by_its_owner, pool, at, does)
                 if closes_at is not None:
                     await anyio.sleep(closes_at)
                     await pool.close()
@@ -204,5 +284,5 @@ def test_random_schedules_leave_nothing(
             assert pool.stats()["live"] <= 3
 
     time.run(main)
-    assert fake.live == frozenset()
-    assert fake.created == len(fake.ended)
+    assert fake.live == frozenset(detached) & fake.live, "nothing but what was taken out, and not taken up again"
+    assert fake.created == len(fake.ended) + len(fake.live)

@@ -88,7 +88,7 @@ async def test_a_released_session_frees_its_place_for_a_waiter(until: Until) -> 
 async def test_waiting_ends_in_time_with_a_typed_error() -> None:
     """A caller that gets nothing in time gets PoolTimeout, which is a TimeoutError and names its setting."""
     async with AsyncSandboxPool(endpoint=FakeProvider(), max_live=1, acquire_timeout=0.01) as pool:
-        await pool.session("a")
+        await pool.session("a", acquire_timeout=30)
         with pytest.raises(PoolTimeout, match="acquire_timeout"):
             await pool.session("b")
         with pytest.raises(TimeoutError):

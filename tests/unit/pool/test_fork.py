@@ -58,7 +58,7 @@ def test_a_forked_child_is_refused_at_once(backend: str) -> None:
         [sys.executable, "-c", textwrap.dedent(SCRIPT), backend],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=50,
         check=False,
     )
     assert (done.stdout.strip(), done.returncode) == ("0", 0), done.stderr

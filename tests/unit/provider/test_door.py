@@ -202,7 +202,7 @@ async def test_nobody_listens() -> None:
     ],
 )
 def test_urls_have_the_scheme_of_the_endpoint(endpoint: Endpoint, expected: str) -> None:
-    """url() has the scheme by which the endpoint serves its sandboxes, whatever their host looks like."""
+    """browser_url() has the scheme by which the endpoint serves its sandboxes, whatever their host looks like."""
     raw: Any = interpreter.AsyncSandbox(
         sandbox_id="ibox",
         envd_version=Version("0.6.13"),
@@ -210,7 +210,36 @@ def test_urls_have_the_scheme_of_the_endpoint(endpoint: Endpoint, expected: str)
         sandbox_domain=endpoint.domain,
         connection_config=e2b.ConnectionConfig(**connection_options(endpoint)),
     )
-    assert E2BSandbox(raw, "base", None).url(3000) == expected
+    assert E2BSandbox(raw, "base", None).browser_url(3000) == expected
+
+
+@pytest.mark.anyio
+async def test_urls_for_programs_are_asked_for_where_names_do_not_resolve() -> None:
+    """Where the service's names end in localhost a loopback port is asked for; a service that has none is called by
+    its name, a refusal is told, and elsewhere nothing is asked."""
+    created = {**CREATED, "domain": "localhost:9"}
+    gone = answer(404, {"code": 404, "message": "gone", "error_code": "sandbox_not_found"})
+    script = [
+        answer(201, created),
+        answer(201, {"port": 3000, "url": "http://127.0.0.1:77", "browserUrl": "x"}),
+        answer(404, {"code": 404, "message": "Not Found"}),
+        answer(429, {"code": 429, "message": "too many"}),
+        gone,
+    ]
+    async with service(*script) as (served, provider):
+        sandbox = await provider.create(request())
+        assert await sandbox.url(3000) == "http://127.0.0.1:77"
+        assert served.requests[-1].line.startswith("POST /sandboxes/abc/ports/3000 ")
+        assert served.requests[-1].headers["x-api-key"] == "e2b_k"
+        assert await sandbox.url(3000) == sandbox.browser_url(3000) == "http://3000-abc.localhost:9"
+        with pytest.raises(errors.ProviderError, match="too many"):
+            await sandbox.url(3000)
+        with pytest.raises(errors.SandboxNotFound):
+            await sandbox.url(3000)
+    async with service(answer(201, {**CREATED, "domain": "e2b.example"})) as (served, provider):
+        sandbox = await provider.create(request())
+        assert await sandbox.url(3000) == "http://3000-abc.e2b.example"
+        assert len(served.requests) == 1
 
 
 async def refusal_of_code(execute: Callable[[Request], bytes | None], **arguments: Any) -> Exception:

@@ -13,14 +13,14 @@ from sandboxkit.errors import (
     DependencyError,
     FragmentError,
     NoSpace,
+    NotFound,
     OutputTooLarge,
     PathEscape,
-    UnsupportedOption,
 )
 from sandboxkit.events import Event
 from sandboxkit.fragment import Fragment, FragmentResult
 from sandboxkit.provider._base import CreateRequest
-from sandboxkit.runner import carry_out, plan, stream
+from sandboxkit.runner import Bench, carry_out, plan, stream
 from sandboxkit.safefs import AsyncSafeFS
 from sandboxkit.template import Template
 from sandboxkit.testing import FakeProvider, FakeSandbox
@@ -43,17 +43,18 @@ class Stage:
         self.events.append(event)
         return event
 
-    def arguments(self, **changes: Any) -> Any:
-        return {
+    def bench(self, **changes: Any) -> Bench:
+        given: dict[str, Any] = {
             "template": CELLS,
             "sandbox": self.sandbox,
             "files": AsyncSafeFS(self.sandbox),
             "timeouts": TimeoutPolicy(),
             "emit": self.emit,
-        } | changes
+        }
+        return Bench(**(given | changes))
 
     async def run(self, fragment: Fragment, **changes: Any) -> FragmentResult:
-        return await carry_out(fragment, **self.arguments(**changes))
+        return await carry_out(fragment, self.bench(**changes))
 
     @property
     def steps(self) -> list[tuple[str, str]]:
@@ -136,7 +137,7 @@ async def test_listeners_get_no_code_and_no_output(stage: Stage) -> None:
 async def test_a_stream_yields_steps_and_ends_with_the_result(stage: Stage) -> None:
     """Each step is yielded before it happens; the last event has the result, which listeners do not get."""
     seen = []
-    async for event in stream(code("1 + 1"), **stage.arguments()):
+    async for event in stream(code("1 + 1"), stage.bench()):
         seen.append((event.name, event.data.get("step"), await AsyncSafeFS(stage.sandbox).exists("script.py")))
         last = event
     assert seen == [
@@ -150,7 +151,7 @@ async def test_a_stream_yields_steps_and_ends_with_the_result(stage: Stage) -> N
 
 async def test_leaving_a_stream_ends_the_fragment_between_steps(stage: Stage) -> None:
     """A caller that stops listening before the run has not run anything."""
-    events = stream(code("open('/home/user/ran', 'w')"), **stage.arguments())
+    events = stream(code("open('/home/user/ran', 'w')"), stage.bench())
     async for event in events:
         if event.data["step"] == "run":
             break
@@ -162,9 +163,9 @@ async def test_leaving_a_stream_ends_the_fragment_between_steps(stage: Stage) ->
 @pytest.mark.parametrize(
     ("fragment", "template", "error", "says"),
     [
-        (code("1", dependencies=["numpy", "polars>=1"]), CELLS, DependencyError, "numpy polars>=1.*not supported yet"),
-        (Fragment(template="app", code="1"), APP, UnsupportedOption, "'app' serves an app"),
+        (code("1", dependencies=["numpy", "polars>=1"]), CELLS, DependencyError, r"numpy polars>=1.*Template\.install"),
         (Fragment(template="app", code="1", dependencies=["numpy"]), APP, DependencyError, "numpy"),
+        (code("1", install_command="pip install x"), CELLS, DependencyError, "allow_install_command"),
         (code("1"), APP, FragmentError, "'code-interpreter-v1', not for 'app'"),
         (code("1", port=80), CELLS, FragmentError, "serves no port"),
         (Fragment(template=CELLS.id, files={"a": "", "b": ""}), CELLS, FragmentError, "which one runs"),
@@ -175,7 +176,15 @@ async def test_leaving_a_stream_ends_the_fragment_between_steps(stage: Stage) ->
             "'T'.*no start command",
         ),
     ],
-    ids=["dependencies", "app", "app with dependencies", "wrong template", "port", "no main file", "no start command"],
+    ids=[
+        "dependencies",
+        "app with dependencies",
+        "command",
+        "wrong template",
+        "port",
+        "no main file",
+        "no start command",
+    ],
 )
 async def test_what_cannot_be_done_is_refused_before_anything_is_written(
     stage: Stage, fragment: Fragment, template: Template, error: type[Exception], says: str
@@ -193,6 +202,49 @@ async def test_a_dependency_error_lists_the_dependencies(stage: Stage) -> None:
         await stage.run(code("1", dependencies=["numpy", "polars>=1"]))
     assert isinstance(caught.value, DependencyError)
     assert caught.value.dependencies == ("numpy", "polars>=1")
+
+
+async def test_edits_are_made_before_the_run(stage: Stage) -> None:
+    """Code that an edit changed runs as it is then; a file that is not there cannot be edited."""
+    files = {"main.py": "answer = 6 * 8\nanswer", "other.py": "x"}
+    edit = {"path": "main.py", "search": "6 * 8", "replace": "6 * 7"}
+    first = Fragment.model_validate({"template": CELLS.id, "files": files, "file": "main.py", "edits": [edit]})
+    result = await stage.run(first)
+    assert result.execution is not None
+    assert result.execution.text == "42"
+    assert [step for step, _ in stage.steps] == ["write", "write", "edit", "run"]
+    again = {"path": "main.py", "search": "6 * 7", "replace": "6 * 9"}
+    result = await stage.run(Fragment.model_validate({"template": CELLS.id, "edits": [again]}))
+    assert result.execution is not None
+    assert result.execution.text == "54"
+    with pytest.raises(NotFound):
+        await stage.run(Fragment.model_validate({"template": CELLS.id, "edits": [again | {"path": "none.py"}]}))
+
+
+async def test_a_main_file_that_is_there_already_can_be_run(stage: Stage) -> None:
+    """`file` may name one that only an edit touches, or that lies there."""
+    await AsyncSafeFS(stage.sandbox).write("lib.py", "1")
+    await AsyncSafeFS(stage.sandbox).write("there.py", "40 + 2")
+    edit = {"path": "lib.py", "search": "1", "replace": "2"}
+    fragment = Fragment.model_validate({"template": CELLS.id, "edits": [edit], "file": "there.py"})
+    result = await stage.run(fragment)
+    assert result.execution is not None
+    assert result.execution.text == "42"
+
+
+async def test_what_is_there_is_not_written_again(stage: Stage) -> None:
+    """A file that has its text already is left alone, so that no server loads it again."""
+    written: list[str] = []
+    write: Callable[..., Any] = stage.sandbox.files.write
+
+    async def noted(path: str, data: bytes) -> None:
+        written.append(path)
+        await write(path, data)
+
+    stage.sandbox.files.write = noted  # type: ignore[method-assign]  # the fake's own files
+    for text in ("1", "1", "2", "2"):
+        await stage.run(code(text))
+    assert written == ["/home/user/script.py"] * 2
 
 
 async def test_a_failed_write_runs_nothing(stage: Stage) -> None:

@@ -30,8 +30,25 @@ class Recorded:
     def files(self) -> Any:
         return _RecordedFiles(self._sandbox.files, self.requests)
 
+    async def confined(self, root: str) -> Any:
+        return _RecordedConfined(await self._sandbox.confined(root), self.requests)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sandbox, name)
+
+
+class _RecordedConfined:
+    def __init__(self, confined: Any, requests: list[tuple[str, ...]]) -> None:
+        self._confined = confined
+        self._requests = requests
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._confined, name)
+
+    async def call(self, call: Any) -> Any:
+        targets = call.args[:1] if call.operation in ("rename", "copy") else ()
+        self._requests.append((call.operation, call.path, *targets))
+        return await self._confined.call(call)
 
 
 class _RecordedFiles:

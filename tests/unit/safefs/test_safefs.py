@@ -20,7 +20,6 @@ from sandboxkit.errors import (
     PathEscape,
     SafeFSError,
     TooLarge,
-    UnsupportedOption,
 )
 from sandboxkit.safefs import AsyncSafeFS
 from sandboxkit.testing import FakeSandbox
@@ -28,10 +27,10 @@ from sandboxkit.testing import FakeSandbox
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-async def fs(recorded: Any) -> AsyncSafeFS:
-    """SafeFS over the recorded sandbox."""
-    return AsyncSafeFS(recorded)
+@pytest.fixture(params=["lexical", "checked", "enforced"])
+async def fs(recorded: Any, request: pytest.FixtureRequest) -> AsyncSafeFS:
+    """SafeFS over the recorded sandbox, at each level."""
+    return AsyncSafeFS(recorded, level=request.param)
 
 
 async def test_text_and_bytes_come_back(fs: AsyncSafeFS) -> None:
@@ -181,11 +180,16 @@ async def test_tree_does_not_open_what_is_excluded(fs: AsyncSafeFS, recorded: An
     await fs.write("a/__pycache__/x.pyc", "")
     recorded.requests.clear()
     tree = await fs.tree()
-    assert recorded.requests == [("list", "/home/user"), ("list", "/home/user/a")]
+    assert _but_looks(recorded.requests) == [("list", "/home/user"), ("list", "/home/user/a")]
     a, modules = tree.children
     assert (modules.name, modules.children, modules.complete) == ("node_modules", (), False)
     assert (a.complete, a.children[0].complete) == (True, False)
     assert (await fs.tree(exclude=())).children[1].children[0].children[0].name == "index.js"
+
+
+def _but_looks(requests: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The requests without the looks that `checked` takes before."""
+    return [request for request in requests if request[0] != "stat"]
 
 
 async def test_tree_is_bounded(fs: AsyncSafeFS, recorded: Any) -> None:
@@ -197,7 +201,7 @@ async def test_tree_is_bounded(fs: AsyncSafeFS, recorded: Any) -> None:
     assert [(node.complete, node.children) for node in shallow.children] == [(False, ())] * 5
     recorded.requests.clear()
     few = await fs.tree(max_entries=3)
-    assert len(recorded.requests) == 1
+    assert len(_but_looks(recorded.requests)) == 1
     assert not few.complete
     assert [node.name for node in few.children] == ["d0", "d1", "d2"]
     seven = await fs.tree(max_entries=7)
@@ -257,7 +261,7 @@ async def test_a_refused_path_makes_no_request(
 ) -> None:
     """Every operation refuses such a path before any request, tells the listener once, and gives path and sandbox."""
     told: list[PathError] = []
-    fs = AsyncSafeFS(recorded, on_refused=told.append)
+    fs = AsyncSafeFS(recorded, level="lexical" if path == b"\xff" else None, on_refused=told.append)
     with pytest.raises(error) as caught:
         await operation(fs, path)
     assert recorded.requests == []
@@ -328,12 +332,13 @@ async def test_another_root(recorded: Any) -> None:
 
 
 async def test_levels(recorded: Any) -> None:
-    """The level in force is `lexical`; the other two are refused by name, and anything else is a mistake."""
-    assert AsyncSafeFS(recorded).level == AsyncSafeFS(recorded, level="lexical").level == "lexical"
-    for level in ("checked", "enforced"):
-        with pytest.raises(UnsupportedOption, match=level) as caught:
-            AsyncSafeFS(recorded, level=level)  # type: ignore[arg-type]
-        assert caught.value.option == "level"
+    """The level in force is the one that was asked for, `enforced` where none was; anything else is a mistake."""
+    for level in ("lexical", "checked", "enforced"):
+        assert AsyncSafeFS(recorded, level=level).level == level  # type: ignore[arg-type]
+    fs = AsyncSafeFS(recorded)
+    assert (fs.level, fs.root_adversary) == ("enforced", True)
+    await fs.exists("a")
+    assert not fs.root_adversary
     with pytest.raises(ConfigurationError, match="strict"):
         AsyncSafeFS(recorded, level="strict")  # type: ignore[arg-type]
     with pytest.raises(InvalidPath, match="root"):
@@ -363,10 +368,12 @@ async def test_a_listing_is_not_believed_blindly(fake_sandbox: FakeSandbox, entr
     """A hostile sandbox that lists what cannot lie there gets an error, and no such path reaches the caller."""
 
     class Hostile:
+        takes_any_name = True
+
         async def list(self, path: str, *, depth: int = 1) -> list[FileInfo]:
             return [entry]
 
-    fs = AsyncSafeFS(fake_sandbox)
+    fs = AsyncSafeFS(fake_sandbox, level="lexical")
     fs._files = Hostile()  # type: ignore[assignment]  # no honest provider can be made to answer this
     with pytest.raises(SafeFSError):
         await fs.list(".")
@@ -376,11 +383,13 @@ async def test_a_link_to_a_directory_is_a_leaf(fake_sandbox: FakeSandbox) -> Non
     """A link is not followed by walk and tree, although the service says that it is a directory."""
 
     class Linked:
+        takes_any_name = True
+
         async def list(self, path: str, *, depth: int = 1) -> list[FileInfo]:
             assert path == "/home/user"
             return [FileInfo(name="l", path="/home/user/l", type="dir", link_target="/")]
 
-    fs = AsyncSafeFS(fake_sandbox)
+    fs = AsyncSafeFS(fake_sandbox, level="lexical")
     fs._files = Linked()  # type: ignore[assignment]  # the fake has no links
     assert [entry.name async for entry in fs.walk()] == ["l"]
     (link,) = (await fs.tree()).children
@@ -391,12 +400,14 @@ async def test_an_error_inside_a_tree_is_raised_on_its_own(fake_sandbox: FakeSan
     """What goes wrong in one of many listings comes out as itself, not in an ExceptionGroup."""
 
     class Failing:
+        takes_any_name = True
+
         async def list(self, path: str, *, depth: int = 1) -> list[FileInfo]:
             if path == "/home/user":
                 return [FileInfo(name=str(n), path=f"/home/user/{n}", type="dir") for n in range(20)]
             raise NoSpace("cannot be", path=path)
 
-    fs = AsyncSafeFS(fake_sandbox)
+    fs = AsyncSafeFS(fake_sandbox, level="lexical")
     fs._files = Failing()  # type: ignore[assignment]  # the fake's listings cannot fail so
     with pytest.raises(NoSpace):
         await fs.tree()

@@ -12,14 +12,13 @@ import stat
 from collections.abc import Generator
 from contextlib import suppress
 
+from . import _removal
 from ._codec import MAX_ENTRIES, MAX_REPLY
 
 Fields = list[bytes | int]
 Steps = Generator[None, None, Fields]
 
 XATTR_PREFIX = b"user.e2b."
-DEPTH_OF_DESCRIPTORS = 64
-"""Directories that a removal keeps open at once."""
 
 
 def fail(number: int, path: bytes) -> OSError:
@@ -95,82 +94,10 @@ def list_tree(path: bytes, depth: int) -> Steps:
 
 def remove_tree(path: bytes) -> Steps:
     """Remove a path and all below it, never through a link. A generator like `list_tree`; returns [1], or [0] when
-    there was nothing.
-
-    It works relative to open directories, so that a directory which is exchanged for a link under its hands is not
-    entered. At most DEPTH_OF_DESCRIPTORS are open: what lies deeper is first moved up to the top.
-    """
+    there was nothing."""
     while path.endswith(b"/") and len(path) > 1:
         path = path[:-1]
-    try:
-        info = os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return [0]
-    if not stat.S_ISDIR(info.st_mode):
-        os.unlink(path)
-        return [1]
-    top = open_directory(path, None)
-    lifted = 0
-    more = False
-    open_fds = [top]
-    try:
-        frames = [(top, b"", names_in(top))]
-        while frames:
-            directory, name, names = frames[-1]
-            yield None
-            if not names:
-                frames.pop()
-                if frames:
-                    parent = frames[-1][0]
-                    open_fds.remove(directory)
-                    os.close(directory)
-                    with suppress(FileNotFoundError):
-                        os.rmdir(name, dir_fd=parent)
-                elif more:
-                    frames = [(top, b"", names_in(top))]
-                    more = False
-                continue
-            child = names.pop()
-            try:
-                if not stat.S_ISDIR(os.lstat(child, dir_fd=directory).st_mode):
-                    os.unlink(child, dir_fd=directory)
-                    continue
-                inner = open_directory(child, directory)
-            except FileNotFoundError:
-                continue
-            if len(frames) >= DEPTH_OF_DESCRIPTORS:
-                os.close(inner)
-                lifted += 1  # never reused: an earlier one may just be on its way out
-                more = True
-                place = b".sandboxkit-lifted-%d-%d" % (os.getpid(), lifted)
-                os.rename(child, place, src_dir_fd=directory, dst_dir_fd=top)
-                continue
-            open_fds.append(inner)
-            frames.append((inner, child, names_in(inner)))
-        os.rmdir(path)
-    finally:
-        for fd in open_fds:
-            os.close(fd)
-    return [1]
-
-
-def names_in(directory: int) -> list[bytes]:
-    """The names in an open directory."""
-    return [os.fsencode(name) for name in os.listdir(directory)]
-
-
-def open_directory(name: bytes, parent: int | None) -> int:
-    """Open a directory for emptying, not through a link; make it accessible first where its mode forbids it."""
-    flags = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    handle = os.open(name, flags | os.O_PATH, dir_fd=parent)
-    try:
-        info = os.fstat(handle)
-        mode = stat.S_IMODE(info.st_mode)
-        if mode & 0o700 != 0o700 and info.st_uid == os.getuid():
-            os.chmod(f"/proc/self/fd/{handle}", mode | 0o700)
-        return os.open(b".", flags & ~os.O_NOFOLLOW | os.O_RDONLY, dir_fd=handle)
-    finally:
-        os.close(handle)
+    return (yield from _removal.remove(path, None))
 
 
 # -- the verbs that answer at once -------------------------------------------------------------------------------
@@ -195,7 +122,11 @@ def open_file(path: bytes, flags: int, mode: int) -> int:
             raise fail(errno.EINVAL, path)
         if flags & os.O_ACCMODE != os.O_RDONLY and info.st_dev == os.stat("/proc").st_dev:
             raise fail(errno.EACCES, path)
-        if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
+        if flags & os.O_CREAT:
+            with suppress(PermissionError):
+                # Watchers of a directory count on it: envd gives a file to its user, which they see as a chmod.
+                os.fchmod(fd, stat.S_IMODE(info.st_mode))
+        if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY and info.st_size:
             os.ftruncate(fd, 0)
     except OSError as error:
         os.close(fd)
@@ -229,6 +160,15 @@ def make_dir(path: bytes) -> bool:
                 raise fail(errno.ENOTDIR, one) from None
             made = False
     return made
+
+
+def space(paths: list[bytes]) -> int:
+    """The bytes that are used of the file systems at some paths."""
+    used = 0
+    for path in paths:
+        info = os.statvfs(path)
+        used += (info.f_blocks - info.f_bfree) * info.f_frsize
+    return used
 
 
 def rename(source: bytes, target: bytes) -> None:

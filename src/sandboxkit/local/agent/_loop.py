@@ -7,6 +7,7 @@ their ends never wait for it.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import _socket
 import errno
 import os
@@ -14,10 +15,12 @@ import resource
 import select
 import struct
 import time
+from contextlib import suppress
 
-from . import _files, _programs
+from . import _files, _handles, _programs
 from ._codec import (
     ACCEPT,
+    BENEATH,
     CANCEL,
     DIAL,
     EXIT,
@@ -35,15 +38,22 @@ from ._codec import (
     PING,
     REMOVE,
     RENAME,
+    RESIZE,
     SET_XATTRS,
     SIGNAL,
+    SPACE,
     SPAWN,
     STAT,
+    WATCH_END,
     number,
     pack,
     packets,
     unpack,
 )
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ._verbs import Verbs
 
 SLICE = 0.003
 """Seconds that one long operation may hold the loop."""
@@ -61,6 +71,10 @@ class Agent:
         self.children: dict[int, tuple[int, int]] = {}
         """pidfd -> (pid, request that started it)"""
         self.pids: set[int] = set()
+        self.unwatched: dict[int, int] = {}
+        """pid -> request, where the kernel has no pidfds"""
+        self.signalled = -1
+        self.files = _handles.Handles()
         self.dials: dict[int, tuple[_socket.socket, int]] = {}
         """descriptor -> (socket that connects, request)"""
         self.listeners: dict[int, _socket.socket] = {}
@@ -70,6 +84,8 @@ class Agent:
         self.jobs: dict[int, _files.Steps] = {}
         """request -> generator"""
         self.partial: dict[int, bytearray] = {}
+        self.verbs: Verbs | None = None
+        """The rarer verbs; made when the first one is asked for, since each start would pay for their import."""
 
     # replies
 
@@ -95,7 +111,7 @@ class Agent:
         """Serve until the engine closes its end."""
         sock = self.sock.fileno()
         while True:
-            for fd, _events in self.poll.poll(0 if self.jobs else -1):
+            for fd, events in self.poll.poll(0 if self.jobs else -1):
                 if fd == sock:
                     if not self.receive():
                         return
@@ -105,6 +121,12 @@ class Agent:
                     self.dialled(fd)
                 elif fd in self.accepts:
                     self.accepted(fd)
+                elif fd == self.signalled:
+                    self.reap_unwatched()
+                elif self.verbs is not None and fd == self.verbs.watches.fd:
+                    self.verbs.watches.readable()
+                else:
+                    self.other(fd, events)
             for request in tuple(self.jobs):
                 self.advance(request)
 
@@ -118,12 +140,17 @@ class Agent:
         fds: list[int] = []
         for _level, _kind, raw in rights:
             fds += struct.unpack(f"{len(raw) // 4}i", raw[: len(raw) // 4 * 4])
+        self.packet(data, fds)
+        return True
+
+    def packet(self, data: bytes, fds: list[int]) -> None:
+        """Take one packet, and carry out the request that it completes. Closes the descriptors."""
         request, kind, flags = HEADER.unpack_from(data)
         body = self.partial.pop(request, bytearray())
         body += data[HEADER.size :]
         if flags & MORE:
             self.partial[request] = body
-            return True
+            return
         try:
             self.handle(request, kind, unpack(bytes(body)), fds)
         except OSError as error:
@@ -131,7 +158,9 @@ class Agent:
         finally:
             for fd in fds:
                 os.close(fd)
-        return True
+
+    def other(self, fd: int, events: int) -> None:
+        """A descriptor of a transport's own is ready."""
 
     def handle(self, request: int, kind: int, args: list[bytes], fds: list[int]) -> None:
         """Carry out one request."""
@@ -170,6 +199,15 @@ class Agent:
             self.send(request, OK, [])
         elif kind == CANCEL:
             self.cancel(number(args[0]))
+        elif kind in _handles.VERBS:
+            self.send(request, OK, self.files.do(kind, args))
+        elif kind == RESIZE:
+            self.resize(number(args[0]), number(args[1]), number(args[2]))
+            self.send(request, OK, [])
+        elif kind == SPACE:
+            self.send(request, OK, [_files.space(args)])
+        elif BENEATH <= kind <= WATCH_END:
+            self.rarely().handle(request, kind, args)
         elif kind == HELLO:
             self.rules.processes, self.rules.open_files, self.rules.data, self.rules.nice = map(number, args)
             self.send(request, OK, [os.getpid()])
@@ -204,6 +242,16 @@ class Agent:
             if owner == request:
                 self.drop_accept(fd)
                 self.refuse(request, _files.fail(errno.ECANCELED, b""))
+        if self.verbs is not None:
+            self.verbs.watches.cancel(request)
+
+    def rarely(self) -> Verbs:
+        """The verbs of level `enforced` and of watching."""
+        if self.verbs is None:
+            from ._verbs import Verbs
+
+            self.verbs = Verbs(self)
+        return self.verbs
 
     # programs
 
@@ -224,24 +272,64 @@ class Agent:
                 master, slave = os.openpty()
                 fcntl.ioctl(slave, TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
             pid = _programs.spawn(self.rules, cwd, argv, envs, dict(zip(targets, fds, strict=True)), slave)
-            watch = os.pidfd_open(pid)
-            self.children[watch] = (pid, request)
-            self.pids.add(pid)
-            self.poll.register(watch, select.EPOLLIN)
+            self.watch_child(pid, request)
             self.send(request, OK, [pid], (master,) if cols else ())
         finally:
             for fd in (master, slave):
                 if fd >= 0:
                     os.close(fd)
 
+    def watch_child(self, pid: int, request: int) -> None:
+        """Have the end of a child reported, by a pidfd, or by SIGCHLD where the kernel has none."""
+        self.pids.add(pid)
+        try:
+            watch = os.pidfd_open(pid)
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            self.unwatched[pid] = request
+            if self.signalled < 0:
+                self.signalled, told = os.pipe()
+                os.set_blocking(self.signalled, False)
+                os.set_blocking(told, False)
+                _signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+                _signal.signal(_signal.SIGCHLD, lambda signum, frame: None)
+                self.poll.register(self.signalled, select.EPOLLIN)
+                os.write(told, b"0")  # it may have ended before
+            return
+        self.children[watch] = (pid, request)
+        self.poll.register(watch, select.EPOLLIN)
+
     def reap(self, watch: int) -> None:
         """Take the end of a child and report it."""
-        pid, request = self.children.pop(watch)
+        pid, request = self.children[watch]
+        got, status = os.waitpid(pid, os.WNOHANG)
+        if not got:
+            return  # the number of its pidfd was another's a moment ago
+        del self.children[watch]
         self.poll.unregister(watch)
         os.close(watch)
+        self.ended(pid, request, status)
+
+    def reap_unwatched(self) -> None:
+        """Look at every child that has no pidfd."""
+        with suppress(BlockingIOError):
+            os.read(self.signalled, 4096)
+        for pid, request in tuple(self.unwatched.items()):
+            got, status = os.waitpid(pid, os.WNOHANG)
+            if got:
+                del self.unwatched[pid]
+                self.ended(pid, request, status)
+
+    def ended(self, pid: int, request: int, status: int) -> None:
+        """Report the end of a child that was taken."""
         self.pids.discard(pid)
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        self.send(request, EXIT, [b"code" if status >= 0 else b"signal", abs(status)])
+        code = os.waitstatus_to_exitcode(status)
+        self.send(request, EXIT, [b"code" if code >= 0 else b"signal", abs(code)])
+
+    def resize(self, pid: int, cols: int, rows: int) -> None:
+        """Set the size of a program's terminal, where that is kept here."""
+        raise _files.fail(errno.ENOTTY, b"%d" % pid)
 
     def signal(self, pid: int, signum: int, group: bool) -> bool:
         """Signal a child that has not been reaped (so its number cannot mean another), or its group."""
@@ -334,8 +422,13 @@ class Agent:
         self.poll.unregister(fd)
 
 
-def serve(fd: int) -> None:
-    """Serve the socket with this number until the engine closes its end."""
+def raise_limit() -> None:
+    """Let this process open as many files as it may."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def serve(fd: int) -> None:
+    """Serve the socket with this number until the engine closes its end."""
+    raise_limit()
     Agent(_socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd)).run()

@@ -33,9 +33,11 @@ class Rules:
 
 def lower(kind: int, value: int) -> None:
     """Set both ends of a resource limit, never above what we have."""
-    hard = resource.getrlimit(kind)[1]
+    soft, hard = resource.getrlimit(kind)
     if hard != resource.RLIM_INFINITY:
         value = min(value, hard)
+    if (soft, hard) == (value, value):
+        return  # gVisor lets nobody set what it does not know, not even to what it is
     resource.setrlimit(kind, (value, value))
 
 

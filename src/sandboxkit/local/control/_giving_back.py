@@ -17,7 +17,7 @@ def give_back(store: Store, registry: Registry, journal: Journal) -> None:
     found = []
     for key, record in store.records("paused"):
         try:
-            sandbox = read_sandbox(record, access_token=secrets.token_hex(20))
+            sandbox = read_sandbox(record, new_token=lambda: secrets.token_hex(20))
             if sandbox.sandbox_id != key:
                 raise ValueError("it is another one's")
         except ValueError as error:

@@ -6,7 +6,7 @@ What is read was written by an engine of the same user, perhaps an older one: wh
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
@@ -79,8 +79,8 @@ def write_sandbox(sandbox: Sandbox, *, memory: bool) -> Record:
     }
 
 
-def read_sandbox(record: Record, *, access_token: str) -> Sandbox:
-    """Read what `write_sandbox` wrote; its network is not decided yet, and closed."""
+def read_sandbox(record: Record, *, new_token: Callable[[], str]) -> Sandbox:
+    """Read what `write_sandbox` wrote; its tokens are new, its network is not decided yet, and closed."""
     try:
         _check_form(record)
         said = dict(record["wanted"])
@@ -91,7 +91,8 @@ def read_sandbox(record: Record, *, access_token: str) -> Sandbox:
         wanted = Wanted(fingerprint="", network=Network(asked=NetworkRequest(**asked)), **said)
         return Sandbox(
             sandbox_id=_key(record["sandbox_id"]),
-            access_token=access_token,
+            access_token=new_token(),
+            traffic_token=None if wanted.public_traffic else new_token(),
             wanted=wanted,
             state=State.STORED,
             started_at=_moment(record["started_at"]),

@@ -13,10 +13,11 @@ from sandboxkit.local.control import _life_requests as lives
 from sandboxkit.local.control import _requests as requests
 from sandboxkit.local.control._journal import LogEntry
 from sandboxkit.local.control._kept import Snapshot
-from sandboxkit.local.control._refusals import Refused, unsupported
+from sandboxkit.local.control._refusals import Refused
 from sandboxkit.local.control._registry import Sandbox, State
 from sandboxkit.local.control._sandboxes import Sandboxes
 from sandboxkit.local.control._snapshots import Snapshots
+from sandboxkit.local.control._template_routes import TemplateRoutes
 
 JSON = dict[str, Any]
 Handler = Callable[[Request], Awaitable[Response]]
@@ -33,14 +34,14 @@ class LifeRoutes:
         config: EngineConfig,
         sandboxes: Sandboxes,
         snapshots: Snapshots,
-        known_templates: Callable[[], tuple[str, ...]],
+        template_routes: TemplateRoutes,
         created: Callable[[Sandbox], JSON],
         read: Callable[[Request], Awaitable[bytes]],
     ) -> None:
         self._config = config
         self._sandboxes = sandboxes
         self._snapshots = snapshots
-        self._known_templates = known_templates
+        self._template_routes = template_routes
         self._created = created
         self._read = read
 
@@ -56,6 +57,7 @@ class LifeRoutes:
             ("GET", "/sandboxes/{id}/logs", self._logs_v1),
             ("GET", "/v2/sandboxes/{id}/logs", self._logs_v2),
             ("GET", "/snapshots", self._list_snapshots),
+            ("GET", "/templates/aliases/{alias:path}", self._alias),
             ("DELETE", "/templates/{id:path}", self._delete_template),
         ]
 
@@ -115,13 +117,18 @@ class LifeRoutes:
         headers = {"x-next-token": next_token} if next_token else None
         return JSONResponse([_shown(one) for one in found], headers=headers)
 
+    async def _alias(self, request: Request) -> Response:
+        if (snapshot := self._snapshots.find(str(request.path_params["alias"]))) is not None:
+            return JSONResponse({"templateID": snapshot.key, "public": False})
+        return await self._template_routes.alias(request)
+
     async def _delete_template(self, request: Request) -> Response:
         name = _id(request)
         if await self._snapshots.delete(name):
             return Response(status_code=204)
-        if requests.template_name(name) in self._known_templates():
-            raise unsupported("deleting templates", "only snapshots can be deleted over the API")
-        raise Refused(404, f"There is no snapshot {name[:128]!r}", error_code="template_not_found")
+        if self._template_routes.delete(name):
+            return Response(status_code=204)
+        raise Refused(404, f"There is no template or snapshot {name[:128]!r}", error_code="template_not_found")
 
     # -- logs -----------------------------------------------------------------------------------------------------
 

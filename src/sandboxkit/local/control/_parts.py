@@ -15,10 +15,12 @@ from starlette.datastructures import QueryParams
 
 from sandboxkit.local._log import log
 from sandboxkit.local._sandbox import SandboxSettings
+from sandboxkit.local.control._app import App
 from sandboxkit.local.gateway.egress._dialler import Dialler
 from sandboxkit.local.gateway.egress._proxy import Egress
+from sandboxkit.local.gateway.preview._doors import Doors
 from sandboxkit.local.indexes import KnownIndexes
-from sandboxkit.local.isolation._base import Agent, Box, Layer, Usage
+from sandboxkit.local.isolation._base import HOME, Agent, Box, Layer, Overlay, Usage
 
 SAMPLES_KEPT = 720
 SERVICE_CLOSE_TIMEOUT = 5.0
@@ -86,7 +88,12 @@ class Recipe:
     """What a template contributes to a box."""
 
     layers: tuple[Layer, ...] = ()
+    overlays: tuple[Overlay, ...] = ()
     envs: Mapping[str, str] = field(default_factory=dict, repr=False)
+    has_environment: bool = False
+    workdir: str = HOME
+    start: str = ""
+    ready: str = ""
     files: Path | None = None
     """What `Box.save` wrote, where the box starts with such."""
 
@@ -109,6 +116,9 @@ class Live:
     envd: EnvdLike
     interpreter: InterpreterLike | None
     egress: Egress
+    doors: Doors = field(default_factory=Doors)
+    app: App | None = None
+    """What its template's start command has started."""
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=SAMPLES_KEPT))
     requests: set[asyncio.Task[Any]] = field(default_factory=set)
     """Those that are being answered by its services."""
@@ -120,8 +130,9 @@ class Live:
     async def aclose(self) -> str | None:
         """Take it apart: nothing of it is left. Returns the name of an error that came in between; logs each."""
         # The box first: its services then see that their agent is lost, and end what they stream.
-        steps = [self.egress.aclose, self.box.kill, self.envd.aclose]
+        steps = [self.doors.aclose, self.egress.aclose, self.box.kill, self.envd.aclose]
         steps += [self.interpreter.aclose] if self.interpreter else []
+        steps += [self.app.aclose] if self.app else []
         failed = None
         for step in steps:
             try:

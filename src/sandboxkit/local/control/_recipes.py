@@ -53,4 +53,12 @@ class Recipes:
 
 def recipe_of(template: BuiltTemplate) -> Recipe:
     """What a template contributes to a box."""
-    return Recipe(layers=template.layers, envs=template.envs)
+    return Recipe(
+        layers=template.layers,
+        overlays=template.overlays,
+        envs=template.envs,
+        has_environment=template.has_environment,
+        workdir=template.workdir,
+        start=template.start,
+        ready=template.ready,
+    )

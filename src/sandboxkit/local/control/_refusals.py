@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sandboxkit.errors import SandboxkitError
 from sandboxkit.local._descriptors import means_exhausted
-from sandboxkit.local.isolation._archive import ArchiveError
+from sandboxkit.local.isolation._archive import ArchiveError, Unkeepable
 
 
 class Refused(Exception):
@@ -35,6 +35,8 @@ def no_such_sandbox(sandbox_id: str) -> Refused:
 
 def could_not_be_made(error: BaseException, limit: float) -> Refused:
     """What is said of a create that failed so; `limit` is its time limit in seconds."""
+    if isinstance(error, Unkeepable):
+        return unsupported("starting with kept files", str(error))
     if isinstance(error, ArchiveError):
         return Refused(500, f"The sandbox could not be made: {error}", error_code="kept_files_damaged", retry=False)
     if isinstance(error, TimeoutError):
@@ -61,6 +63,8 @@ def could_not_be_made(error: BaseException, limit: float) -> Refused:
 
 def cannot_be_kept(sandbox_id: str, error: BaseException) -> Refused:
     """Its files could not be written to the engine's store."""
+    if isinstance(error, Unkeepable):
+        return unsupported("keeping files (memory=false, snapshots, forks)", str(error))
     return Refused(
         507,
         f"The files of sandbox {sandbox_id[:64]!r} could not be kept: {str(error) or type(error).__name__}",

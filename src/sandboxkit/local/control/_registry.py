@@ -144,6 +144,7 @@ class Registry:
             end_at=now.wall,
             deadline=now.monotonic,
             memory_lost=wanted.from_files,
+            traffic_token=None if wanted.public_traffic else self._new_token(),
         )
         self._sandboxes[sandbox.sandbox_id] = sandbox
         if key is not None:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote
 
+from sandboxkit.local._sandbox import ENVD_PORT, INTERPRETER_PORT
 from sandboxkit.local.control._network import NetworkRequest
 from sandboxkit.local.control._refusals import bad_request, unsupported
 from sandboxkit.local.control._registry import PAGE_LIMIT, Query
@@ -33,6 +34,7 @@ user said something. It is also the first that creates through v2."""
 _KEY = re.compile(r"[a-z0-9-]{1,255}")
 _ENV_NAME = re.compile(r"[^=\x00]+")
 _TEMPLATE = re.compile(r"[A-Za-z0-9._/-]{1,128}(:[A-Za-z0-9._-]{1,128})?")
+_MASK = re.compile(r"(?:[A-Za-z0-9._-]|\$\{PORT\}){1,255}(?::(?:[0-9]{1,5}|\$\{PORT\}))?")
 _STATES = frozenset({"running", "paused"})
 
 
@@ -48,6 +50,8 @@ class CreateRequest:
     auto_pause_memory: bool
     auto_resume: bool
     network: NetworkRequest
+    public_traffic: bool = True
+    mask_host: str | None = None
     idempotency_key: str | None
     fingerprint: str
 
@@ -81,6 +85,7 @@ def read_create(
     template = fields.pop("templateID", None)
     if not isinstance(template, str) or not _TEMPLATE.fullmatch(template):
         raise bad_request("templateID: the name of a template is needed")
+    public_traffic, mask_host, network = _ingress(fields.pop("network", None))
     always_asks = dialect == "v1" or _older_than(headers.get("package_version", ""), EXPLICIT_SINCE)
     request = CreateRequest(
         template=template,
@@ -92,9 +97,9 @@ def read_create(
         auto_pause=switch("autoPause", fields.pop("autoPause", None)),
         auto_pause_memory=_kept("autoPauseMemory", fields.pop("autoPauseMemory", None)),
         auto_resume=_auto_resume(fields.pop("autoResume", None)),
-        network=_network(
-            fields.pop("allow_internet_access", None), fields.pop("network", None), always_asks=always_asks, full=True
-        ),
+        network=_network(fields.pop("allow_internet_access", None), network, always_asks=always_asks),
+        public_traffic=public_traffic,
+        mask_host=mask_host,
         idempotency_key=_idempotency_key(headers.get("idempotency-key")),
         fingerprint=hashlib.sha256(json.dumps([dialect, body], sort_keys=True).encode()).hexdigest(),
     )
@@ -127,23 +132,29 @@ def template_name(template: str) -> str:
     return name if tag in ("", "default", "latest") else template
 
 
-def _network(internet: object, network: object, *, always_asks: bool, full: bool) -> NetworkRequest:
-    """Read all that is said about the network. Refused: 400 by name."""
-    switch("allow_internet_access", internet)
+def _ingress(network: object) -> tuple[bool, str | None, Mapping[str, Any]]:
+    """Read what is said about traffic to the sandbox: whether it needs no token, and the Host that its servers see;
+    with the rest. Refused: 400 by name."""
     if network is not None and not isinstance(network, dict):
         raise bad_request("network: an object is needed")
     fields = dict(network or {})
+    public = fields.pop("allowPublicTraffic", None)
+    switch("network.allowPublicTraffic", public)
+    mask = fields.pop("maskRequestHost", None)
+    if mask is not None and (not isinstance(mask, str) or not _MASK.fullmatch(mask)):
+        raise bad_request("network.maskRequestHost: a host is needed, as in 'localhost:${PORT}'")
+    _refuse_if_asked(fields, "httpsPorts", "ports of a sandbox are called by plain HTTP", prefix="network.")
+    return public is not False, mask, fields
+
+
+def _network(internet: object, network: Mapping[str, Any], *, always_asks: bool) -> NetworkRequest:
+    """Read what is said about the way out. Refused: 400 by name."""
+    switch("allow_internet_access", internet)
+    fields = dict(network)
     allow, deny = (_entries(name, fields.pop(name, None)) for name in ("allowOut", "denyOut"))
     _refuse_if_asked(fields, "rules", "requests are passed on as they are, nothing is put into them", prefix="network.")
     _refuse_if_asked(fields, "egressProxy", "the engine dials by itself", prefix="network.")
     _refuse_if_asked(fields, "dnsServers", "names are resolved by the engine, as this machine does", prefix="network.")
-    if full:
-        public = fields.pop("allowPublicTraffic", None)
-        switch("network.allowPublicTraffic", public)
-        if public is False:
-            raise unsupported("network.allowPublicTraffic=false", "traffic tokens for previews do not exist yet")
-        _refuse_if_asked(fields, "maskRequestHost", "previews do not exist yet", prefix="network.")
-        _refuse_if_asked(fields, "httpsPorts", "previews do not exist yet", prefix="network.")
     refuse_unknown(fields, prefix="network.")
     overridden = internet is True and always_asks
     said = None if overridden or not isinstance(internet, bool) else internet
@@ -260,7 +271,16 @@ def read_refresh(body: Mapping[str, Any]) -> int:
 def read_network_update(body: Mapping[str, Any]) -> NetworkRequest:
     """Read a network update, which replaces all that was said before."""
     fields = dict(body)
-    return _network(fields.pop("allow_internet_access", None), fields, always_asks=False, full=False)
+    return _network(fields.pop("allow_internet_access", None), fields, always_asks=False)
+
+
+def read_port(text: str) -> int:
+    """Read a port of a sandbox that a loopback port may lead to. Refused: 400."""
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) < 65_536:
+        raise bad_request(f"port: {text[:16]!r} is none")
+    if int(text) in (ENVD_PORT, INTERPRETER_PORT):
+        raise bad_request(f"port: {text} is the engine's own; it is reached at the engine's address")
+    return int(text)
 
 
 def read_query(query: Mapping[str, str]) -> Query:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from sandboxkit.errors import TemplateNotBuilt, TemplateNotFound
+from sandboxkit.errors import TemplateNotBuilt
 from sandboxkit.local import _answers as answers
 from sandboxkit.local._config import EngineConfig
 from sandboxkit.local._log import log
@@ -30,8 +30,9 @@ from sandboxkit.local.control._refusals import Refused, bad_request, unsupported
 from sandboxkit.local.control._registry import SHOWN_AS, Query, Sandbox, Wanted
 from sandboxkit.local.control._sandboxes import Sandboxes
 from sandboxkit.local.control._snapshots import Snapshots
+from sandboxkit.local.control._template_routes import TemplateRoutes
 from sandboxkit.local.control._templates import Templates
-from sandboxkit.local.images import BuiltTemplate
+from sandboxkit.local.images import OWN, BuiltTemplate
 from sandboxkit.local.isolation._base import LimitInForce, Limits
 
 BODY_LIMIT = 1024 * 1024
@@ -44,22 +45,9 @@ Handler = Callable[[Request], Awaitable[Response]]
 JSON = dict[str, Any]
 
 UNSUPPORTED: dict[tuple[str, str], str] = {
-    ("GET", "/templates"): "listing templates",
-    ("GET", "/v2/templates"): "listing templates",
     ("GET", "/default-templates"): "listing templates",
-    ("GET", "/templates/{id}"): "template details",
     ("PATCH", "/templates/{id}"): "updating templates",
     ("PATCH", "/v2/templates/{id}"): "updating templates",
-    ("POST", "/v3/templates"): "building templates over the API",
-    ("GET", "/templates/{id}/files/{hash}"): "building templates over the API",
-    ("POST", "/v2/templates/{id}/builds/{build}"): "building templates over the API",
-    ("GET", "/templates/{id}/builds/{build}/status"): "building templates over the API",
-    ("GET", "/templates/{id}/builds/{build}/logs"): "building templates over the API",
-    ("POST", "/templates/tags"): "template tags",
-    ("DELETE", "/templates/tags"): "template tags",
-    ("GET", "/templates/{id}/tags"): "template tags",
-    ("GET", "/templates/{id}/tags/count"): "template tags",
-    ("GET", "/templates/{id}/tags/exists"): "template tags",
     ("GET", "/templates/{id}/tags/groups"): "template tags",
     ("GET", "/templates/{id}/tags/{tag}/assignments"): "template tags",
     ("GET", "/volumes"): "volumes",
@@ -76,7 +64,7 @@ UNSUPPORTED: dict[tuple[str, str], str] = {
 
 
 class RestApi:
-    """The REST API over the engine's sandboxes. `domain` is what `get_host()` appends."""
+    """The REST API over the engine's sandboxes. `domain` is what `get_host()` appends; `more` are routes of ours."""
 
     def __init__(
         self,
@@ -88,14 +76,18 @@ class RestApi:
         snapshots: Snapshots,
         templates: Templates,
         recipes: Recipes,
+        template_routes: TemplateRoutes,
+        more: Sequence[tuple[str, str, Handler]] = (),
     ) -> None:
         self._config = config
+        self._template_routes = template_routes
         self._api_key = api_key.encode()
         self._domain = domain
         self._sandboxes = sandboxes
         self._snapshots = snapshots
         self._templates = templates
         self._recipes = recipes
+        self._more = more
 
     def application(self) -> Starlette:
         """Make the ASGI application."""
@@ -103,7 +95,7 @@ class RestApi:
             config=self._config,
             sandboxes=self._sandboxes,
             snapshots=self._snapshots,
-            known_templates=self._templates.known,
+            template_routes=self._template_routes,
             created=self._created,
             read=_body,
         )
@@ -119,7 +111,8 @@ class RestApi:
             ("POST", "/sandboxes/{id}/refreshes", self._refresh),
             ("GET", "/sandboxes/{id}/metrics", self._metrics),
             ("PUT", "/sandboxes/{id}/network", self._set_network),
-            ("GET", "/templates/aliases/{alias:path}", self._alias),
+            *self._more,
+            *self._template_routes.guarded(),
             *((method, path, _refuser(what)) for (method, path), what in UNSUPPORTED.items()),
             *lives.routes(),
         ]
@@ -127,6 +120,7 @@ class RestApi:
             routes=[
                 Route("/health", _health, methods=["GET"]),
                 *(Route(path, self._guarded(handler), methods=[method]) for method, path, handler in routes),
+                *(Route(path, handler, methods=[method]) for method, path, handler in self._template_routes.open()),
             ],
             exception_handlers={HTTPException: _unknown_route, Refused: _refused},
         )
@@ -134,8 +128,8 @@ class RestApi:
         return application
 
     def expect_all(self) -> None:
-        """Keep blank boxes of every template that is built."""
-        for name in self._templates.known():
+        """Keep blank boxes of the engine's own templates that are built; those of others come with their first use."""
+        for name in OWN:
             try:
                 template = self._templates.find(name)
             except TemplateNotBuilt:
@@ -156,7 +150,7 @@ class RestApi:
             )
             name = requests.template_name(wish.template)
             snapshot = None if name in self._templates.known() else self._snapshots.find(wish.template)
-            template = self._recipes.template(name if snapshot is None else snapshot.built_from)
+            template = self._recipes.template(wish.template if snapshot is None else snapshot.built_from)
             wanted, recipe = _as_wanted(template, wish, await self._recipes.network(wish.network))
             if snapshot is not None:
                 wanted, recipe = _from_snapshot(wanted, snapshot), self._snapshots.recipe(snapshot, recipe)
@@ -200,8 +194,11 @@ class RestApi:
         live = self._sandboxes.live(sandbox.sandbox_id)
         if live is not None:
             detail["limits"] = [_limit(limit) for limit in live.box.limits]
-        if sandbox.wanted.network.shown is not None:
-            detail["network"] = dict(sandbox.wanted.network.shown)
+        if notes := self._template_routes.notes(sandbox.wanted.template_id):
+            detail["templateNotes"] = notes
+        network = _ingress(sandbox) | dict(sandbox.wanted.network.shown or {})
+        if network:
+            detail["network"] = network
         return JSONResponse(detail)
 
     async def _kill(self, request: Request) -> Response:
@@ -256,14 +253,6 @@ class RestApi:
 
     # -- templates ------------------------------------------------------------------------------------------------
 
-    async def _alias(self, request: Request) -> Response:
-        name = requests.template_name(request.path_params["alias"])
-        if (snapshot := self._snapshots.find(request.path_params["alias"])) is not None:
-            return JSONResponse({"templateID": snapshot.key, "public": False})
-        if name not in self._templates.known():
-            raise Refused(404, f"There is no template {name[:128]!r}", error_code=TemplateNotFound.code)
-        return JSONResponse({"templateID": name, "public": True})
-
     # -- all of them ----------------------------------------------------------------------------------------------
 
     def _guarded(self, handler: Handler) -> Handler:
@@ -281,6 +270,7 @@ class RestApi:
 
     def _created(self, sandbox: Sandbox) -> JSON:
         return {
+            **({} if sandbox.traffic_token is None else {"trafficAccessToken": sandbox.traffic_token}),
             "templateID": sandbox.wanted.template_id,
             "alias": sandbox.wanted.alias,
             "sandboxID": sandbox.sandbox_id,
@@ -309,6 +299,8 @@ def _as_wanted(template: BuiltTemplate, wish: requests.CreateRequest, network: N
         auto_pause_memory=wish.auto_pause_memory,
         auto_resume=wish.auto_resume,
         network=network,
+        public_traffic=wish.public_traffic,
+        mask_host=wish.mask_host,
     )
     return wanted, recipe_of(template)
 
@@ -324,6 +316,14 @@ def _from_snapshot(wanted: Wanted, snapshot: Snapshot) -> Wanted:
         has_interpreter=snapshot.has_interpreter,
         from_files=snapshot.memory_lost,
     )
+
+
+def _ingress(sandbox: Sandbox) -> JSON:
+    """What the info says about traffic to it, where that is not the usual."""
+    shown: JSON = {} if sandbox.wanted.public_traffic else {"allowPublicTraffic": False}
+    if sandbox.wanted.mask_host is not None:
+        shown["maskRequestHost"] = sandbox.wanted.mask_host
+    return shown
 
 
 def _listed(sandbox: Sandbox) -> JSON:

@@ -21,6 +21,7 @@ from sandboxkit.errors import SandboxkitError
 from sandboxkit.local._descriptors import are_short, means_exhausted
 from sandboxkit.local._log import log
 from sandboxkit.local._sandbox import SandboxSettings
+from sandboxkit.local.control._app import App
 from sandboxkit.local.control._blanks import Blank, Blanks, box_spec, kind_of
 from sandboxkit.local.control._giving_back import give_back
 from sandboxkit.local.control._journal import Journal
@@ -306,6 +307,8 @@ class Sandboxes:
     def take_in(self, sandbox_id: str, live: Live) -> None:
         """Note whose parts these are from now on."""
         self._live[sandbox_id] = live
+        if live.app is not None:
+            live.app.start()
         live.box.ended.add_done_callback(lambda ended: self._box_ended(sandbox_id, live, ended))
         self.look_at_time()
 
@@ -345,7 +348,11 @@ class Sandboxes:
             access_token=sandbox.access_token,
             envs={**recipe.envs, **wanted.envs},
             has_interpreter=wanted.has_interpreter,
+            has_environment=recipe.has_environment,
+            workdir=recipe.workdir,
             network_variables=lambda: self._way_out.variables(egress),
+            traffic_token=sandbox.traffic_token,
+            mask_host=wanted.mask_host,
         )
         interpreter = blank.interpreter if blank is not None else None
         if interpreter is not None:
@@ -358,6 +365,7 @@ class Sandboxes:
             envd=self._services.envd(box.agent, settings),
             interpreter=interpreter,
             egress=egress,
+            app=App(box.agent, settings, recipe.start, recipe.ready) if recipe.start else None,
             last_cpu=(time.monotonic(), 0.0),
         )
 

@@ -64,6 +64,10 @@ class Wanted:
     from_files: bool = False
     """It starts with another one's files, whose processes are not kept."""
     network: Network = field(default_factory=Network)
+    public_traffic: bool = True
+    """Requests to its ports need no token."""
+    mask_host: str | None = None
+    """What its servers see as the Host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +82,7 @@ class Sandbox:
     started_at: datetime
     end_at: datetime
     deadline: float
+    traffic_token: str | None = field(default=None, repr=False)
     pause_mode: Literal["full", "filesystem"] | None = None
     """What its pause has kept; None while it runs, and until the pause is done."""
     persisted: bool = False

@@ -11,7 +11,8 @@ from typing import Final
 
 from starlette.types import Receive, Send
 
-from sandboxkit.local.envd._http import PIECE, ClientGone, Refused, in_thread, until_gone
+from sandboxkit.local.envd._file_agent import FileAgent
+from sandboxkit.local.envd._http import PIECE, ClientGone, Refused, until_gone
 from sandboxkit.local.envd._http_rules import (
     FileFacts,
     NotAcceptable,
@@ -22,7 +23,8 @@ from sandboxkit.local.envd._http_rules import (
     unchanged,
     use_gzip,
 )
-from sandboxkit.local.isolation._base import Agent, AgentError
+from sandboxkit.local.isolation._base import AgentError, File
+from sandboxkit.local.isolation._open_files import in_thread
 
 # The file is the sandbox's and the origin is the engine's: a browser that opens a signed link must not run it here.
 _HARMLESS: Final = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}
@@ -31,7 +33,7 @@ _GZIP_LEVEL: Final = 1
 
 
 async def download(
-    agent: Agent, path: str, headers: Mapping[str, str], receive: Receive, send: Send, *, head: bool
+    agent: FileAgent, path: str, headers: Mapping[str, str], receive: Receive, send: Send, *, head: bool
 ) -> None:
     """Send the file, or what HTTP's conditions make of it.
 
@@ -48,13 +50,13 @@ async def download(
     except NotAcceptable as problem:
         raise Refused(406, f"error parsing Accept-Encoding: {problem}") from None
     try:
-        fd = await agent.open(path, os.O_RDONLY)
+        file = await agent.open_file(path, os.O_RDONLY)
     except AgentError as error:
         raise _refusal(path, error) from None
     try:
-        await _send_file(fd, path, headers, receive, send, gzip=gzip, head=head)
+        await _send_file(file, path, headers, receive, send, gzip=gzip, head=head)
     finally:
-        os.close(fd)
+        file.close()
 
 
 def _refusal(path: str, error: AgentError) -> Refused:
@@ -67,13 +69,13 @@ def _refusal(path: str, error: AgentError) -> Refused:
             return Refused(400, f"path '{path}' is not a regular file")
         case errno.ENAMETOOLONG:
             return Refused(400, f"error checking if path exists '{path}': {error}")
-        case errno.EACCES | errno.EPERM:
+        case errno.EACCES | errno.EPERM | errno.EXDEV:
             return Refused(403, f"error opening file '{path}': {error}")
     return Refused(500, f"error checking if path exists '{path}': {error}")
 
 
 async def _send_file(
-    fd: int,
+    file: File,
     path: str,
     headers: Mapping[str, str],
     receive: Receive,
@@ -82,8 +84,8 @@ async def _send_file(
     gzip: bool,
     head: bool,
 ) -> None:
-    info = os.fstat(fd)
-    facts = FileFacts(size=info.st_size, mtime_ns=info.st_mtime_ns, inode=info.st_ino)
+    told = await file.facts()
+    facts = FileFacts(size=told.size, mtime_ns=told.mtime_ns, inode=told.inode)
     answer = {
         "Content-Type": content_type(path),
         "Content-Disposition": content_disposition(path),
@@ -94,7 +96,7 @@ async def _send_file(
     if gzip:
         # Another representation: it has no ranges, and the tag of the plain one would be wrong.
         answer["Content-Encoding"] = "gzip"
-        await _send_body(_zipped(_pieces(fd, 0, None)), None, 200, answer, receive, send, head=head)
+        await _send_body(_zipped(_pieces(file, 0, None)), None, 200, answer, receive, send, head=head)
         return
     answer["Accept-Ranges"] = "bytes"
     answer["ETag"] = facts.etag
@@ -112,11 +114,11 @@ async def _send_file(
         answer["Content-Range"] = f"bytes {start}-{stop - 1}/{facts.size}"
     status = 200 if wanted is None else 206
     if facts.size:
-        await _send_body(_pieces(fd, start, stop), stop - start, status, answer, receive, send, head=head)
+        await _send_body(_pieces(file, start, stop), stop - start, status, answer, receive, send, head=head)
         return
-    first = await in_thread(os.pread, fd, PIECE, 0)
+    first = await file.read(PIECE, 0)
     length = None if first else 0
-    await _send_body(_pieces(fd, 0, None), length, status, answer, receive, send, head=head)
+    await _send_body(_pieces(file, 0, None), length, status, answer, receive, send, head=head)
 
 
 async def _send_body(
@@ -152,11 +154,11 @@ async def _send_body(
         await asyncio.gather(gone, return_exceptions=True)
 
 
-async def _pieces(fd: int, start: int, stop: int | None) -> AsyncIterator[bytes]:
+async def _pieces(file: File, start: int, stop: int | None) -> AsyncIterator[bytes]:
     at = start
     while stop is None or at < stop:
         size = PIECE if stop is None else min(PIECE, stop - at)
-        piece = await in_thread(os.pread, fd, size, at)
+        piece = await file.read(size, at)
         if not piece:
             return
         at += len(piece)

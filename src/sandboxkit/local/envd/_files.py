@@ -16,10 +16,11 @@ from sandboxkit.local._sandbox import SandboxSettings
 from sandboxkit.local.envd._access import Denied, Operation, Signer, refused_user
 from sandboxkit.local.envd._download import download
 from sandboxkit.local.envd._entries import text
+from sandboxkit.local.envd._file_agent import FileAgent
 from sandboxkit.local.envd._http import Body, ClientGone, Refused
 from sandboxkit.local.envd._paths import BadPath, resolve
 from sandboxkit.local.envd._upload import Upload
-from sandboxkit.local.isolation._base import Agent, AgentLost
+from sandboxkit.local.isolation._base import AgentLost
 
 _DISCARD_UNKNOWN: Final = 1024 * 1024
 """Bytes of a refused upload that are read on, so that its client sees the refusal: from anybody..."""
@@ -31,7 +32,7 @@ class Files:
     """Answers `/files` of one sandbox."""
 
     def __init__(
-        self, agent: Agent, settings: SandboxSettings, *, signer: Signer, lost: Callable[[], Response]
+        self, agent: FileAgent, settings: SandboxSettings, *, signer: Signer, lost: Callable[[], Response]
     ) -> None:
         self._agent = agent
         self._settings = settings
@@ -63,6 +64,10 @@ class Files:
         elif not begun:
             await self._lost()(scope, receive, send)
         # Otherwise the response stays unfinished, which makes the server close the connection.
+
+    def is_busy(self) -> bool:
+        """Whether a transfer is under way."""
+        return bool(self._transfers)
 
     async def aclose(self) -> None:
         """End every transfer. Idempotent."""

@@ -103,7 +103,7 @@ class ProcessService:
         running = self._select(message)
         size = message.optional_message("pty")
         if size is not None:
-            running.resize(_terminal_size(size))
+            await running.resize(_terminal_size(size))
         return {}
 
     def _command(self, message: Message) -> Command:

@@ -141,14 +141,14 @@ class Running:
         if self._stdin is not None:
             await self._stdin.finish()
 
-    def resize(self, size: TerminalSize) -> None:
+    async def resize(self, size: TerminalSize) -> None:
         """Set the terminal's size. ConnectError when there is none."""
         if self._terminal is None or self._terminal.closed:
             raise ConnectError("internal", "error resizing tty: tty not assigned to process")
         try:
-            self._terminal.resize(size.cols, size.rows)
-        except OSError as error:
-            raise ConnectError("internal", f"error resizing tty: {error.strerror}") from None
+            await self._agent.resize(self.pid, self._terminal.fileno(), cols=size.cols, rows=size.rows)
+        except AgentError as error:
+            raise ConnectError("internal", f"error resizing tty: {error.message}") from None
 
     async def signal(self, signum: int) -> None:
         """Signal its process group. AgentLost."""

@@ -265,6 +265,7 @@ _CODES: Final[Mapping[int, Code]] = {
     errno.EACCES: "permission_denied",
     errno.EPERM: "permission_denied",
     errno.EROFS: "permission_denied",
+    errno.EXDEV: "permission_denied",
     errno.ENOSPC: "resource_exhausted",
     errno.EDQUOT: "resource_exhausted",
     errno.EAGAIN: "resource_exhausted",

@@ -12,12 +12,14 @@ from starlette.types import Receive, Scope, Send
 from sandboxkit.local import _answers
 from sandboxkit.local._sandbox import SandboxSettings
 from sandboxkit.local.envd._access import Signer, refused_user
+from sandboxkit.local.envd._confined import PREFIX, ConfinedFiles
 from sandboxkit.local.envd._connect import ConnectError
 from sandboxkit.local.envd._files import Files
 from sandboxkit.local.envd._filesystem_rpc import FilesystemService
 from sandboxkit.local.envd._process_rpc import ProcessService
 from sandboxkit.local.envd._processes import Processes
 from sandboxkit.local.envd._rpc import Dispatcher
+from sandboxkit.local.envd._watchers import Watchers
 from sandboxkit.local.isolation._base import Agent
 
 TOKEN_HEADER: Final = "x-access-token"
@@ -30,7 +32,8 @@ class EnvdService:
     """envd for one sandbox.
 
     An ASGI application for HTTP requests: the Connect services process.Process and filesystem.Filesystem, `/files`,
-    `/health` and `/envs`. Everything but `/health` and signed `/files` requests needs the sandbox's access token.
+    `/health`, `/envs`, and the confined base path. Everything but `/health` and signed `/files` requests needs the
+    sandbox's access token.
     """
 
     def __init__(self, agent: Agent, settings: SandboxSettings) -> None:
@@ -39,20 +42,31 @@ class EnvdService:
         self._signer = Signer(settings.access_token)
         self._processes = Processes(agent, settings)
         self._files = Files(agent, settings, signer=self._signer, lost=self._lost)
+        watchers = Watchers(agent)
+        lost_message = f"the connection to sandbox {settings.sandbox_id} ended before the stream completed"
+        self._confined = ConfinedFiles(
+            agent,
+            settings,
+            watchers,
+            signer=self._signer,
+            lost=self._lost,
+            lost_message=lost_message,
+            check_user=self._check_user,
+        )
         methods = dict(ProcessService(self._processes, settings).methods())
-        methods.update(FilesystemService(agent, settings).methods())
+        methods.update(FilesystemService(agent, settings, watchers).methods())
         self._dispatcher = Dispatcher(
             methods,
             check_user=self._check_user,
             lost=self._lost,
-            lost_message=f"the connection to sandbox {settings.sandbox_id} ended before the stream completed",
+            lost_message=lost_message,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
         await self._answer(scope)(scope, receive, send)
 
-    def _answer(self, scope: Scope) -> Response | Files | Dispatcher:
+    def _answer(self, scope: Scope) -> Response | Files | Dispatcher | ConfinedFiles:
         if self._gone:
             return self._lost()
         method, path = scope["method"], scope["path"]
@@ -60,6 +74,8 @@ class EnvdService:
             return _answers.error(
                 401, "unauthorized access, please provide a valid access token or method signing if supported"
             )
+        if path.startswith(PREFIX):
+            return self._confined
         match path:
             case "/health":
                 return Response(status_code=204, headers={"Cache-Control": "no-store"})
@@ -78,6 +94,7 @@ class EnvdService:
         self._gone = True
         await self._processes.aclose()
         await self._files.aclose()
+        await self._confined.aclose()
 
     def _lost(self) -> Response:
         return _answers.sandbox_not_found(self._settings.sandbox_id)

@@ -8,10 +8,7 @@ terminal's description is shared with the agent inside, which could have made it
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
-import struct
-import termios
 from typing import Final
 
 PIPE_CAPACITY: Final = 64 * 1024
@@ -134,9 +131,9 @@ class Input:
     def closed(self) -> bool:
         return self._closed
 
-    def resize(self, cols: int, rows: int) -> None:
-        """Set a terminal's size, which tells its processes by SIGWINCH. OSError when it is none."""
-        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows & 0xFFFF, cols & 0xFFFF, 0, 0))
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._fd
 
     async def _writable(self, loop: asyncio.AbstractEventLoop) -> bool:
         if self._closed:

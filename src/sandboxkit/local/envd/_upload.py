@@ -16,10 +16,11 @@ from starlette.datastructures import Headers
 
 from sandboxkit.local._sandbox import SandboxSettings
 from sandboxkit.local.envd._entries import text
-from sandboxkit.local.envd._http import PIECE, Body, Refused, in_thread, unzipped
+from sandboxkit.local.envd._file_agent import FileAgent
+from sandboxkit.local.envd._http import PIECE, Body, Refused, unzipped
 from sandboxkit.local.envd._multipart import FormReader, PartBegin, PartData, PartEnd
 from sandboxkit.local.envd._paths import BadPath, resolve
-from sandboxkit.local.isolation._base import Agent, AgentError
+from sandboxkit.local.isolation._base import AgentError, File
 
 METADATA_HEADER: Final = "x-metadata-"
 XATTR_PREFIX: Final = "user.e2b."
@@ -30,7 +31,7 @@ _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 class Upload:
     """One request's files."""
 
-    def __init__(self, agent: Agent, settings: SandboxSettings, headers: Headers, path: str | None) -> None:
+    def __init__(self, agent: FileAgent, settings: SandboxSettings, headers: Headers, path: str | None) -> None:
         """`path` is the query's; without it, each part's file name is its path. Raises Refused for bad metadata."""
         self._agent = agent
         self._settings = settings
@@ -133,20 +134,20 @@ class Upload:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         try:
             try:
-                fd = await self._agent.open(path, flags, 0o644)
+                file = await self._agent.open_file(path, flags, 0o644)
             except AgentError as error:
                 if error.errno != errno.ENOENT:
                     raise
                 # The usual case is that the directory is there; only when it is not does it cost a second request.
                 await self._agent.make_dir(path.rstrip("/").rpartition("/")[0] or "/")
-                fd = await self._agent.open(path, flags, 0o644)
+                file = await self._agent.open_file(path, flags, 0o644)
         except AgentError as error:
             raise _open_refusal(path, error) from None
-        return _File(fd, path, self._length)
+        return _File(file, path, self._length)
 
     async def _close(self, file: _File) -> None:
         await file.finish()
-        if self._metadata or file.has_metadata():
+        if self._metadata or await file.has_metadata():
             try:
                 await self._agent.set_xattrs(file.path, self._metadata)
             except AgentError as error:
@@ -157,11 +158,11 @@ class Upload:
 
 
 class _File:
-    """A file that is being written. Owns the descriptor."""
+    """A file that is being written. Owns the open one."""
 
-    def __init__(self, fd: int, path: str, length: str) -> None:
+    def __init__(self, file: File, path: str, length: str) -> None:
         self.path = path
-        self._fd = fd
+        self._file = file
         self._length = length
         self._held: list[bytes] = []
         self._held_bytes = 0
@@ -181,33 +182,21 @@ class _File:
         if not data:
             return
         try:
-            await in_thread(_write_all, self._fd, data)
-        except OSError as error:
+            await self._file.write(data)
+        except (OSError, AgentError) as error:
             if error.errno not in _FULL:
-                raise Refused(500, f"error writing file: {error.strerror}") from None
-            os.ftruncate(self._fd, 0)
+                raise Refused(500, f"error writing file: {os.strerror(error.errno or errno.EIO)}") from None
+            await self._file.empty()
             attempted = f"attempted to write {self._length} bytes: " if self._length else ""
             raise Refused(507, f"{attempted}not enough disk space available") from None
 
-    def has_metadata(self) -> bool:
+    async def has_metadata(self) -> bool:
         """Whether the file carries metadata of an earlier upload."""
-        try:
-            return any(name.startswith(XATTR_PREFIX) for name in os.listxattr(self._fd))
-        except OSError:
-            # The file system has no attributes, so none to be cleared.
-            return False
+        return (await self._file.facts()).has_metadata
 
     def close(self) -> None:
-        """Close the descriptor. Idempotent."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
+        """Close the file. Idempotent."""
+        self._file.close()
 
 
 def _open_refusal(path: str, error: AgentError) -> Refused:
@@ -220,7 +209,7 @@ def _open_refusal(path: str, error: AgentError) -> Refused:
             return Refused(400, f"error opening file: {error}")
         case errno.ENOTDIR | errno.EEXIST:
             return Refused(500, f"error ensuring directories: path is a file: {error.path or path}")
-        case errno.EACCES | errno.EPERM | errno.EROFS:
+        case errno.EACCES | errno.EPERM | errno.EROFS | errno.EXDEV | errno.EMLINK:
             return Refused(403, f"error opening file: {error}")
         case errno.ENOSPC | errno.EDQUOT:
             return Refused(507, f"not enough inodes available: {error}")

@@ -1,5 +1,7 @@
 """The engine's outermost ASGI application: finds out whom a request means, and hands it over.
 
+One of it serves the engine's own address; each loopback port of a preview has another, with rules of its own.
+
 Nothing that a client or a sandbox does ends in an unhandled error here: what was not begun is answered with JSON, what
 was begun is cut off, so that the client sees a broken response and not a short one.
 """
@@ -8,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import logging
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from starlette.datastructures import QueryParams
@@ -22,10 +25,12 @@ from sandboxkit.local._log import log
 from sandboxkit.local._sandbox import ENVD_PORT, INTERPRETER_PORT
 from sandboxkit.local.control._parts import Live, Receive, Send
 from sandboxkit.local.control._sandboxes import Sandboxes
-from sandboxkit.local.gateway._routes import Denied, ToControl, ToSandbox, ToSignature, route
+from sandboxkit.local.gateway._routes import Denied, Moved, Route, ToControl, ToSandbox, ToSignature, route
+from sandboxkit.local.gateway.preview._previews import CutOff, Gone, Previews
 from sandboxkit.local.isolation._base import AgentLost
 
 PING_TIMEOUT = 2.0
+TOKEN_HEADER = b"e2b-traffic-access-token"
 
 Scope = MutableMapping[str, Any]
 
@@ -34,21 +39,23 @@ class Paused(Exception):
     """The sandbox was paused while it answered."""
 
 
-class Gateway:
-    """Routes requests to the control plane or to a sandbox's services."""
+Router = Callable[[Scope, "dict[str, str]", int], Route]
+"""Decides about a request: its scope, the first of each of its headers, and how many Host headers it has."""
 
-    def __init__(self, *, rest: ASGIApp, sandboxes: Sandboxes, any_address: bool) -> None:
+
+class Gateway:
+    """Routes requests to the control plane, to a sandbox's services, or to what a sandbox serves by itself."""
+
+    def __init__(self, *, rest: ASGIApp, sandboxes: Sandboxes, previews: Previews, router: Router) -> None:
         self._rest = rest
         self._sandboxes = sandboxes
-        self._any_address = any_address
+        self._previews = previews
+        self._router = router
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
-            # Sockets of browsers come with the previews; the server has no other kind of scope for us.
-            if scope["type"] == "websocket":
-                await send({"type": "websocket.close", "code": 1008})
-            return
+            return  # the server has no other kind of scope for us
         started = False
 
         async def watched(message: MutableMapping[str, Any]) -> None:
@@ -63,6 +70,8 @@ class Gateway:
                 case Denied():
                     refusal = answers.error(meant.status, meant.message, error_code=meant.error_code)
                     await refusal(scope, receive, watched)
+                case Moved():
+                    await answers.moved(meant.location)(scope, receive, watched)
                 case ToControl():
                     await self._rest(scope, receive, watched)
                 case ToSandbox():
@@ -75,7 +84,9 @@ class Gateway:
                 self._sandboxes.lost(sandbox_id)
             if not started:
                 await answers.sandbox_not_found(sandbox_id or "")(scope, receive, send)
-        except Paused:
+        except CutOff:
+            return  # the server in the sandbox broke its answer off: so do we
+        except (Paused, Gone):
             if not started:
                 await answers.sandbox_not_found(sandbox_id or "")(scope, receive, send)
         except ClientDisconnect:
@@ -104,22 +115,19 @@ class Gateway:
                 failure = answers.error(500, "The engine failed; its log says why", error_code="internal")
                 await failure(scope, receive, send)
 
-    def _route(self, scope: Scope) -> ToSandbox | ToSignature | ToControl | Denied:
+    def _route(self, scope: Scope) -> Route:
         headers: dict[str, str] = {}
         hosts = 0
         for name, value in scope["headers"]:
             hosts += name == b"host"
             headers.setdefault(name.decode("latin-1"), value.decode("latin-1"))
-        return route(
-            method=scope["method"],
-            path=scope["path"],
-            headers=headers,
-            signed=b"signature=" in scope["query_string"],
-            hosts=hosts,
-            any_address=self._any_address,
-        )
+        return self._router(scope, headers, hosts)
 
     async def _to_sandbox(self, meant: ToSandbox, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = self._checked_token(meant, scope)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
         asks_for_health = meant.port == ENVD_PORT and scope["path"] == "/health"
         # Who only asks whether it runs does not want to wake it.
         live = await self._sandboxes.for_traffic(meant.sandbox_id, wakes=not asks_for_health)
@@ -134,12 +142,26 @@ class Gateway:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(PING_TIMEOUT):
                             await live.box.agent.ping()
-                service = _service(live, meant.port) or answers.port_not_open(meant.sandbox_id, meant.port)
-                await service(scope, receive, send)
+                service = _service(live, meant.port)
+                if service is not None:
+                    await service(scope, receive, send)
+                else:
+                    await self._previews.serve(live, meant, scope, receive, send)
             except asyncio.CancelledError:
                 if not live.was_cut():
                     raise
                 raise Paused from None
+
+    def _checked_token(self, meant: ToSandbox, scope: Scope) -> ASGIApp | None:
+        """The refusal of a request without the token that the sandbox's traffic needs. envd has a token of its own."""
+        live = self._sandboxes.live(meant.sandbox_id)
+        wanted = live.settings.traffic_token if live is not None else None
+        if wanted is None or meant.port == ENVD_PORT:
+            return None
+        given = next((value for name, value in scope["headers"] if name == TOKEN_HEADER), b"")
+        if hmac.compare_digest(given, wanted.encode()):
+            return None
+        return answers.token_refused(meant.sandbox_id, is_missing=not given)
 
     async def _to_signer(self, scope: Scope, receive: Receive, send: Send) -> None:
         owner = self._sandboxes.owner_of(QueryParams(scope["query_string"]))
@@ -157,3 +179,19 @@ def _service(live: Live, port: int) -> ASGIApp | None:
     if port == INTERPRETER_PORT:
         return live.interpreter
     return None
+
+
+def by_host(*, any_address: bool) -> Router:
+    """The rules of the engine's own address; see `_routes.route`."""
+
+    def decide(scope: Scope, headers: dict[str, str], hosts: int) -> Route:
+        return route(
+            method=scope["method"],
+            path=scope["path"],
+            headers=headers,
+            signed=b"signature=" in scope["query_string"],
+            hosts=hosts,
+            any_address=any_address,
+        )
+
+    return decide

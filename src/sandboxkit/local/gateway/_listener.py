@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
+import httptools
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from sandboxkit.errors import ConfigurationError
 from sandboxkit.local._descriptors import MAX_CONNECTIONS_SHARE, limit
+from sandboxkit.local.gateway._tunnel import TAKE_OVER, Tunnel
 
 HEADER_LIMIT = 64 * 1024
 """Bytes of a request line and its headers together; signed URLs and trace headers stay far below."""
@@ -25,6 +28,9 @@ KEEP_ALIVE = 330
 
 CLOSE_TIMEOUT = 2
 """Seconds that open responses get when the engine ends; their sandboxes are gone by then."""
+
+EARLY_LIMIT = 64 * 1024
+"""Bytes that are read behind a request for another protocol before it is decided."""
 
 LINGER = 1.0
 """Seconds that a refused client may go on sending, unread, before its connection is closed."""
@@ -47,6 +53,11 @@ class BoundedProtocol(HttpToolsProtocol):
     """Bytes that a request which begins in this piece has of it; none after the end of another one, to be lenient."""
     _is_too_long = False
     _is_refused = False
+    _is_switching = False
+    """A request asked for another protocol: nothing after it is for the parser."""
+    _early = b""
+    """What came after such a request, while it is undecided."""
+    _tunnel: Tunnel | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -56,9 +67,23 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
             return
+        if self._tunnel is not None:
+            self._tunnel.feed(data)
+            return
+        if self._is_switching:
+            self._keep_early(data)
+            return
         self._piece = len(data)
         self._received += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._is_switching = True
+            self._keep_early(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+            return
         if self._in_head and self._received > HEADER_LIMIT:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, TOO_LONG)
 
@@ -76,7 +101,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        if self.parser.should_upgrade():
+            self.scope["extensions"] = {TAKE_OVER: {"call": self._take_over}}
         super().on_headers_complete()
+        if self.parser.should_upgrade():
+            self.cycle.keep_alive = False  # the parser reads no further request after this one
 
     def on_message_complete(self) -> None:
         self._piece = 0
@@ -87,6 +116,41 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, TOO_LONG)
         else:
             self._refuse(HTTPStatus.BAD_REQUEST, msg)
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        if self._tunnel is None:
+            super().eof_received()
+            return None
+        self._tunnel.feed_end()
+        return True  # it may have said all, and still listen
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._tunnel is not None:
+            self._tunnel.feed_end(is_lost=True)
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        if self._tunnel is not None:
+            self.transport.close()
+        else:
+            super().shutdown()
+
+    def _keep_early(self, data: bytes) -> None:
+        self._early += data
+        if len(self._early) > EARLY_LIMIT:
+            self.flow.pause_reading()
+
+    def _take_over(self, head: bytes) -> Tunnel:
+        """Answer the request that asked for another protocol with this head; what follows is the caller's."""
+        cycle = self.cycle
+        cycle.disconnected = True  # so that uvicorn expects no answer, and writes none
+        self._tunnel = Tunnel(self.transport, self.flow)
+        self.transport.write(head)
+        self._tunnel.feed(self._early)
+        self._early = b""
+        if self.transport.is_closing():
+            self._tunnel.feed_end(is_lost=True)
+        return self._tunnel
 
     def _count(self, size: int) -> None:
         self._head += size
@@ -166,18 +230,33 @@ def bind(host: str, port: int) -> socket.socket:
 
 def server(app: ASGIApp) -> Server:
     """Make the HTTP server; `await server.serve(sockets=[...])` runs it until its `end` is called."""
-    config: dict[str, Any] = {
-        "http": BoundedProtocol,
-        "ws": "none",
-        "loop": "none",
-        "lifespan": "off",
-        "log_config": None,
-        "access_log": False,
-        "server_header": False,
-        "date_header": False,
-        "proxy_headers": False,
-        "timeout_keep_alive": KEEP_ALIVE,
-        "timeout_graceful_shutdown": CLOSE_TIMEOUT,
-        "backlog": BACKLOG,
-    }
-    return Server(uvicorn.Config(app, **config))
+    return Server(uvicorn.Config(app, **_CONFIG))
+
+
+async def listen_too(app: ASGIApp, listener: socket.socket, state: ServerState) -> asyncio.Server:
+    """Serve another application at another address, by the same rules; its connections count as, and end with, those
+    of the server that has this state. Closing what is returned ends the listening, and no connection."""
+    config = uvicorn.Config(app, **_CONFIG)
+    config.load()
+    loop = asyncio.get_running_loop()
+    return await loop.create_server(
+        lambda: BoundedProtocol(config=config, server_state=state, app_state={}, _loop=loop),
+        sock=listener,
+        backlog=BACKLOG,
+    )
+
+
+_CONFIG: dict[str, Any] = {
+    "http": BoundedProtocol,
+    "ws": "none",
+    "loop": "none",
+    "lifespan": "off",
+    "log_config": None,
+    "access_log": False,
+    "server_header": False,
+    "date_header": False,
+    "proxy_headers": False,
+    "timeout_keep_alive": KEEP_ALIVE,
+    "timeout_graceful_shutdown": CLOSE_TIMEOUT,
+    "backlog": BACKLOG,
+}

@@ -9,8 +9,13 @@ Rules, in this order:
 3. A Host of the form `<port>-<sandbox>.<domain>` means that sandbox. Its headers cannot change that, since a page
    that the sandbox serves runs under this very name.
 4. Else the headers `E2b-Sandbox-Id` and `E2b-Sandbox-Port` name the sandbox.
-5. Else `/files` with a signature means the sandbox whose signature it is.
+5. Else `/files` means the sandbox whose signature the query carries; without a signature it is refused, as envd does.
 6. Else the control plane is meant.
+
+A loopback port that belongs to one port of one sandbox (`route_loopback`) has rules of its own: it is for programs on
+this machine. Its Host is an address or `localhost` with that very port; other pages are refused as above; and a page
+of its own never comes to be, since a browser that is sent there is sent on to the sandbox's own name. Cookies know no
+ports: under an address a sandbox would read and set those of every other server of this machine.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from sandboxkit.local._sandbox import ENVD_PORT
 
@@ -27,6 +33,9 @@ _SANDBOX_NAME = re.compile(r"(?P<port>[0-9]{1,5})-(?P<id>[a-z0-9]+)")
 _PORT = re.compile(r"[0-9]{1,5}")
 _ID_SHOWN = 64
 
+Door = Literal["named", "headers", "loopback"]
+"""How a request says which port of which sandbox it is for: by its Host, by E2B's headers, or by where it came in."""
+
 
 @dataclass(frozen=True, slots=True)
 class ToSandbox:
@@ -34,6 +43,7 @@ class ToSandbox:
 
     sandbox_id: str
     port: int
+    door: Door = "headers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +65,14 @@ class Denied:
     error_code: str
 
 
-Route = ToSandbox | ToSignature | ToControl | Denied
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A browser is to ask there."""
+
+    location: str
+
+
+Route = ToSandbox | ToSignature | ToControl | Denied | Moved
 
 
 def route(
@@ -71,6 +88,45 @@ def route(
         any_address: the engine listens on more than loopback, so any literal address will do for a Host (names never:
             a page cannot rebind an address).
     """
+    name = _checked_host(method, headers, hosts, any_address=any_address)
+    if isinstance(name, Denied):
+        return name
+    if name.endswith(".localhost"):
+        meant = _SANDBOX_NAME.fullmatch(name.removesuffix(".localhost"))
+        if meant is not None:
+            return _to_sandbox(meant["id"], meant["port"], "named")
+    if "e2b-sandbox-id" in headers:
+        return _to_sandbox(headers["e2b-sandbox-id"], headers.get("e2b-sandbox-port", str(ENVD_PORT)), "headers")
+    if path == "/files":
+        return ToSignature() if signed else Denied(401, "missing signature query parameter", "unauthorized")
+    return ToControl()
+
+
+def route_loopback(
+    *, method: str, target: str, headers: Mapping[str, str], hosts: int, own_port: int, to: ToSandbox, named: str
+) -> Route:
+    """Decide about one request that came in at a loopback port of its own.
+
+    Args:
+        target: path and query, as they came.
+        own_port: the loopback port.
+        to: whom it leads to.
+        named: `<port>-<sandbox>.<domain>`, where browsers find the same.
+    """
+    name = _checked_host(method, headers, hosts, any_address=False)
+    if isinstance(name, Denied):
+        return name
+    parsed = _HOST.fullmatch(headers["host"])
+    is_own = name == "localhost" or not name.endswith("localhost")
+    if parsed is None or not is_own or parsed["port"] != str(own_port):
+        return Denied(403, f"This port does not answer for the host {headers['host'][:64]!r}", "host_not_allowed")
+    if headers.get("sec-fetch-mode") == "navigate":
+        return Moved(f"http://{named}{target}")
+    return to
+
+
+def _checked_host(method: str, headers: Mapping[str, str], hosts: int, *, any_address: bool) -> str | Denied:
+    """The name in the Host header, where a request may pass at all (rules 1 and 2)."""
     host = headers.get("host", "")
     parsed = _HOST.fullmatch(host)
     if hosts != 1 or parsed is None:
@@ -80,21 +136,13 @@ def route(
         return Denied(403, f"This engine does not answer for the host {name[:64]!r}", "host_not_allowed")
     if not _may_pass(method, host, headers):
         return Denied(403, "Pages in a browser may not call this engine", "origin_not_allowed")
-    if name.endswith(".localhost"):
-        meant = _SANDBOX_NAME.fullmatch(name.removesuffix(".localhost"))
-        if meant is not None:
-            return _to_sandbox(meant["id"], meant["port"])
-    if "e2b-sandbox-id" in headers:
-        return _to_sandbox(headers["e2b-sandbox-id"], headers.get("e2b-sandbox-port", str(ENVD_PORT)))
-    if path == "/files" and signed:
-        return ToSignature()
-    return ToControl()
+    return name
 
 
-def _to_sandbox(sandbox_id: str, port: str) -> ToSandbox | Denied:
+def _to_sandbox(sandbox_id: str, port: str, door: Door) -> ToSandbox | Denied:
     if not _PORT.fullmatch(port) or not 0 < int(port) < 65_536:
         return Denied(400, f"{port[:16]!r} is not a port", "bad_port")
-    return ToSandbox(sandbox_id[:_ID_SHOWN], int(port))
+    return ToSandbox(sandbox_id[:_ID_SHOWN], int(port), door)
 
 
 def _is_ours(name: str, *, any_address: bool) -> bool:

@@ -1,6 +1,8 @@
-"""Templates on this machine: which there are, whether they are built, and how they are built.
+"""Templates on this machine: which there are, whether they are built, and how the engine's own are built.
 
-Nothing here talks to the engine; building is slow and blocks, so the engine only ever looks.
+`base` and `code-interpreter-v1` are the engine's own: `build` makes them, slowly, without an engine, and without
+running any code of the packages. All others are built by an engine, step by step, in boxes (`_builder`); here they are
+only looked up.
 """
 
 from __future__ import annotations
@@ -13,9 +15,13 @@ from sandboxkit.errors import TemplateBuildFailed, TemplateNotBuilt, TemplateNot
 from sandboxkit.local._config import cache_home
 from sandboxkit.local.images import _manifest
 from sandboxkit.local.images._cache import find_layer, hold_layer, make_layer, prune_layers
-from sandboxkit.local.images._definition import BASE, BuiltTemplate, definition, known
+from sandboxkit.local.images._definition import BASE, OWN, BuiltTemplate, definition
+from sandboxkit.local.images._records import build_of, built_from, split_name
+from sandboxkit.local.images._store import Store
+from sandboxkit.template import folders
 
 __all__ = [
+    "OWN",
     "BuiltTemplate",
     "TemplateNotBuilt",
     "TemplateNotFound",
@@ -29,14 +35,26 @@ __all__ = [
 ]
 
 
-def find(template_id: str) -> BuiltTemplate:
-    """Look a template up, without building anything. A few file system calls.
+def known(store: Store | None = None) -> tuple[str, ...]:
+    """The names that this engine serves: its own, those that come with the library, and what was built here."""
+    return tuple(dict.fromkeys((*OWN, *folders(), *(store or Store(cache_home())).names())))
+
+
+def find(template_id: str, store: Store | None = None) -> BuiltTemplate:
+    """Look a template up, as `name` or `name:tag`, without building anything. A few file system calls.
+
+    Args:
+        store: where builds of an engine are; those of this process's user if None.
 
     Raises:
         TemplateNotFound: this engine does not serve it; the message lists what it does.
         TemplateNotBuilt: it is not built on this machine, or visibly damaged; the message names the command that
             builds it.
     """
+    name, tag = split_name(template_id)
+    if name not in OWN or tag not in ("default", "latest"):
+        return _find_built(name, tag, store or Store(cache_home()))
+    template_id = name
     found = definition(template_id)
     if found is None:
         return BuiltTemplate(id=BASE)
@@ -57,6 +75,33 @@ def find(template_id: str) -> BuiltTemplate:
     return found.built(layer)
 
 
+def _find_built(name: str, tag: str, store: Store) -> BuiltTemplate:
+    shown = name if tag == "default" else f"{name}:{tag}"
+    record = store.read(name)
+    build = build_of(record, tag) if record is not None else None
+    if build is not None:
+        found = built_from(name, build, store)
+        if found is not None:
+            return found
+        raise TemplateNotBuilt(
+            f"Template {shown!r} is not whole any more: some of its layers were removed. Build it again"
+            + (f" with: sandboxkit templates build {name}" if name in folders() else "."),
+            template=name,
+            is_damaged=True,
+        )
+    if name in folders() and record is None:
+        raise TemplateNotBuilt(
+            f"Template {name!r} is not built on this machine. Build it once with: sandboxkit templates build {name}",
+            template=name,
+        )
+    names = known(store)
+    raise TemplateNotFound(
+        f"The local engine has no template {shown[:128]!r}; it has {', '.join(names[:50])}.",
+        template=shown,
+        known=names,
+    )
+
+
 def rebuild_command(template_id: str) -> str:
     """The command that helps where a built template is damaged."""
     return f"sandboxkit templates build {template_id} --force"
@@ -64,7 +109,17 @@ def rebuild_command(template_id: str) -> str:
 
 def damage(built: BuiltTemplate) -> str | None:
     """Say how a built template differs from what was built; None when it does not. Some tenths of a second."""
+    if built.build_id:
+        trees = {Path(tree).parent for tree in _trees(built)}
+        return next((wrong for layer in sorted(trees) if (wrong := _manifest.layer_damage(layer))), None)
     return next((wrong for layer in built.layers if (wrong := _manifest.damage(Path(layer.source)))), None)
+
+
+def _trees(built: BuiltTemplate) -> Iterator[str]:
+    for layer in built.layers:
+        yield from (layer.source, *layer.below)
+    for overlay in built.overlays:
+        yield from overlay.lowers
 
 
 def build(
@@ -129,8 +184,9 @@ def build(
 def hold(built: BuiltTemplate) -> Iterator[None]:
     """Keep a built template from being pruned while boxes use it."""
     with ExitStack() as stack:
-        for layer in built.layers:
-            stack.enter_context(hold_layer(Path(layer.source)))
+        places = {Path(tree).parent if built.build_id else Path(tree) for tree in _trees(built)}
+        for place in places:
+            stack.enter_context(hold_layer(place))
         yield
 
 
@@ -140,4 +196,7 @@ def prune(keep_bytes: int = 0) -> int:
     Returns:
         how many bytes were freed.
     """
-    return prune_layers(cache_home(), keep_bytes=keep_bytes)
+    home = cache_home()
+    stores = [Store(home, uid=int(path.name)) for path in (home / "built").glob("*") if path.name.isdecimal()]
+    freed = sum(store.prune(keep_bytes) for store in stores)
+    return freed + prune_layers(home, keep_bytes=keep_bytes)

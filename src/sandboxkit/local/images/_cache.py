@@ -40,9 +40,8 @@ def make_layer(
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o755)
-    with _lock(layers / ".lock", on_wait=on_wait):
-        for left in layers.glob(f"{TEMPORARY}*"):
-            _remove(left)
+    with lock(layers / ".lock", on_wait=on_wait):
+        remove_left(layers)
         found = find_layer(home, name)
         if found is not None and is_good(found):
             return found
@@ -52,13 +51,33 @@ def make_layer(
             make(working)
             # After a loss of power, a name without its contents would look like a whole layer for ever.
             os.sync()
-            made = layers / (name if found is None else f"{name}.{_generation(found) + 1}")
+            made = layers / next_generation(home, name)
             working.rename(made)
         except BaseException:
-            _remove(working)
+            remove_tree(working)
             raise
         remove_superseded(layers)
         return made
+
+
+def remove_left(layers: Path) -> int:
+    """Remove what makers that died have left; returns the bytes. The caller has the lock. A maker that works without
+    it holds its directory by `hold_layer`."""
+    import fcntl
+
+    freed = 0
+    for left in layers.glob(f"{TEMPORARY}*"):
+        descriptor = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            size = _size(left)
+            remove_tree(left)
+            freed += size
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(descriptor)
+    return freed
 
 
 def remove_superseded(layers: Path) -> int:
@@ -69,6 +88,12 @@ def remove_superseded(layers: Path) -> int:
             size = _size(path)
             freed += size if _take_away(path) else 0
     return freed
+
+
+def next_generation(home: Path, name: str) -> str:
+    """What the next directory of this layer is called."""
+    found = find_layer(home, name)
+    return name if found is None else f"{name}.{_generation(found) + 1}"
 
 
 def _all(layers: Path) -> list[Path]:
@@ -113,10 +138,8 @@ def prune_layers(home: Path, *, keep_bytes: int) -> int:
     if not layers.is_dir():
         return 0
     freed = 0
-    with _lock(layers / ".lock", on_wait=lambda: None):
-        for left in layers.glob(f"{TEMPORARY}*"):
-            freed += _size(left)
-            _remove(left)
+    with lock(layers / ".lock", on_wait=lambda: None):
+        freed += remove_left(layers)
         freed += remove_superseded(layers)
         found = sorted(_all(layers), key=lambda path: path.stat().st_mtime)
         sizes = {path: _size(path) for path in found}
@@ -137,7 +160,7 @@ def _take_away(layer: Path) -> bool:
         # Renamed first: a half-removed layer must not have a layer's name.
         gone = layer.with_name(f"{TEMPORARY}{layer.name}")
         layer.rename(gone)
-        _remove(gone)
+        remove_tree(gone)
         return True
     except BlockingIOError:
         return False
@@ -146,10 +169,11 @@ def _take_away(layer: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _lock(path: Path, *, on_wait: Callable[[], object]) -> Iterator[None]:
+def lock(path: Path, *, on_wait: Callable[[], object]) -> Iterator[None]:
     import fcntl
 
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    # Only for reading: root, who clears up in another user's store, may have made it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -161,9 +185,25 @@ def _lock(path: Path, *, on_wait: Callable[[], object]) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
+def remove_tree(path: Path) -> None:
+    """Remove a directory with all that is in it, as far as that is possible."""
+    # An overlay's work directory has no rights at all, not for its owner either.
+    for closed in path.glob("work/*/work"):
+        with contextlib.suppress(OSError):
+            closed.chmod(0o700)
     # A maker that was killed may have left a tool that still writes there; the next maker tries again.
-    shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(path, onerror=_open_and_remove)
+
+
+def _open_and_remove(function: Callable[..., object], path: str, error: object) -> None:
+    """A directory that its owner may not write to is no reason to keep it."""
+    with contextlib.suppress(OSError):
+        folder = os.path.dirname(path) if function in (os.unlink, os.rmdir) else path
+        os.chmod(folder, 0o700)
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.unlink(path)
 
 
 def _size(path: Path) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sandboxkit._types import CODE_INTERPRETER
 from sandboxkit.errors import TemplateNotFound
-from sandboxkit.local.isolation._base import PREFIX, Layer
+from sandboxkit.local.isolation._base import HOME, PREFIX, Layer, Overlay
 from sandboxkit.template import Template, folder
 
 BASE = "base"
@@ -38,6 +38,18 @@ class BuiltTemplate:
     envs: Mapping[str, str] = field(default_factory=dict)
     python: str = f"{sys.version_info.major}.{sys.version_info.minor}"
     """The version of Python inside, as `3.N`: the engine's own."""
+    build_id: str = ""
+    overlays: tuple[Overlay, ...] = ()
+    """What it brings to directories that a sandbox may write to, the home above all."""
+    has_environment: bool = False
+    """Whether it has packages of its own, in the environment that one layer is."""
+    workdir: str = HOME
+    start: str = ""
+    """A command that runs in each sandbox from its creation on; empty for none."""
+    ready: str = ""
+    """A command that succeeds once what `start` started is ready; empty where nobody knows."""
+    notes: tuple[str, ...] = ()
+    """Where it is not what its definition asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +84,12 @@ class Definition:
             memory=self.template.memory_mb * MIB,
             shared_memory=self.template.shared_memory,
             has_interpreter=True,
+            has_environment=True,
         )
 
 
-def known() -> tuple[str, ...]:
-    """The ids that this engine serves."""
-    return BASE, CODE_INTERPRETER
+OWN = (BASE, CODE_INTERPRETER)
+"""Templates that the engine has of itself; nobody may build others under these names."""
 
 
 def definition(template_id: str) -> Definition | None:
@@ -88,12 +100,12 @@ def definition(template_id: str) -> Definition | None:
     """
     if template_id == BASE:
         return None
-    found = folder(template_id) if template_id in known() else None
+    found = folder(template_id) if template_id in OWN else None
     if found is None:
         raise TemplateNotFound(
-            f"The local engine has no template {template_id!r}; it has {', '.join(known())}.",
+            f"The local engine has no template {template_id!r} of its own; it has {', '.join(OWN)}.",
             template=template_id,
-            known=known(),
+            known=OWN,
         )
     file = found / "requirements.txt"
     return Definition(Template.get(template_id), file.read_bytes(), file)

@@ -34,6 +34,15 @@ def make_environment(root: Path, requirements: Path, *, on_line: Callable[[str],
     _let_everybody_read(root)
 
 
+def empty_environment(root: Path) -> Path:
+    """Make an environment without packages in `root`, an existing empty directory; returns where packages go."""
+    _make_shape(root)
+    _relocate(root)
+    shutil.copyfile(SITE, _packages(root) / "sitecustomize.py")
+    _let_everybody_read(root)
+    return _packages(root)
+
+
 def _make_shape(root: Path) -> Path:
     """Make a virtual environment of the base interpreter, by hand: ensurepip may be missing, and is not wanted."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"

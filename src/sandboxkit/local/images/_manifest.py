@@ -45,9 +45,15 @@ def damage_at_a_glance(root: Path) -> str | None:
 
 
 def damage(root: Path) -> str | None:
-    """Compare a layer with its manifest, and say how they differ; None when they don't. Some tenths of a second."""
+    """Compare an environment with its manifest, and say how they differ; None when they don't. Some tenths of a
+    second."""
     if (found := damage_at_a_glance(root)) is not None:
         return found
+    return layer_damage(root)
+
+
+def layer_damage(root: Path) -> str | None:
+    """The same for any layer."""
     try:
         then = Manifest(**json.loads((root / NAME).read_bytes()))
     except (OSError, ValueError, TypeError):

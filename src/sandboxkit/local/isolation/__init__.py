@@ -27,15 +27,19 @@ from sandboxkit.local.isolation._base import (
     BoxSpec,
     Entry,
     ExitStatus,
+    File,
+    FileFacts,
     Isolation,
     Layer,
     LimitInForce,
     Limits,
+    Overlay,
     Process,
     Usage,
 )
 from sandboxkit.local.isolation._bubblewrap import BubblewrapIsolation, release
 from sandboxkit.local.isolation._doctor import Check, checks
+from sandboxkit.local.isolation._gvisor import GvisorIsolation, find_runsc
 from sandboxkit.local.isolation._namespace import EngineNamespace, enter
 from sandboxkit.local.isolation._stale import reap_stale
 
@@ -58,14 +62,19 @@ __all__ = [
     "EngineNamespace",
     "Entry",
     "ExitStatus",
+    "File",
+    "FileFacts",
+    "GvisorIsolation",
     "Isolation",
     "Layer",
     "LimitInForce",
     "Limits",
+    "Overlay",
     "Process",
     "Usage",
     "checks",
     "enter",
+    "find_runsc",
     "reap_stale",
     "release",
 ]

@@ -53,6 +53,10 @@ class TooLarge(ArchiveError):
     """There is more than may be kept."""
 
 
+class Unkeepable(ArchiveError):
+    """What isolates here keeps the files to itself; the message has its name."""
+
+
 class Stopped(ArchiveError):
     """Somebody wants it no more."""
 

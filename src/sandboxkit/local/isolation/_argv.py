@@ -45,6 +45,8 @@ class Plan:
     tmp: str
     shm: str
     layers: tuple[Layer, ...]
+    writable: tuple[Layer, ...] = ()
+    """Further directories that may be written, over what was named before."""
     seccomp_fd: int
     info_fd: int
     block_fd: int
@@ -101,6 +103,7 @@ def _writable(plan: Plan) -> list[str]:
     return [
         *("--bind", plan.tmp, "/tmp", "--bind", plan.shm, "/dev/shm"),
         *("--perms", "0755", "--dir", "/home", "--bind", plan.home, HOME),
+        *(word for layer in plan.writable for word in ("--bind", layer.source, layer.target)),
     ]
 
 

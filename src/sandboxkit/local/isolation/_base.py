@@ -1,7 +1,8 @@
 """The contract between the engine's rooms and whatever isolates: boxes, and the agent in each.
 
 Two transports may stand behind `Agent`: one that passes file descriptors (bubblewrap), one that carries framed bytes
-(gVisor, later). Callers see descriptors either way: with the second one they are the near ends of socket pairs.
+(gVisor). For streams callers see descriptors either way; with the second one these are the near ends of socket pairs.
+A file is no stream: it has a size and positions, and so it is a `File`.
 
 Everything that comes out of a box is hostile. Implementations check the type and flags of each descriptor and bound
 every reply; what does not fit is `AgentLost`, and the box is then killed by its owner.
@@ -9,6 +10,7 @@ every reply; what does not fit is `AgentLost`, and the box is then killed by its
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     import threading
 
     from sandboxkit.local.isolation._archive import Packed
+
+OpenHow = Literal["read", "stage", "write"]
 
 USER = "user"
 UID = 1000
@@ -73,6 +77,45 @@ class Entry:
     """`user.e2b.*` attributes, without that prefix."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileFacts:
+    """What an open file says of itself."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+    has_metadata: bool
+    """Whether it carries `user.e2b.*` attributes."""
+
+
+class File(Protocol):
+    """An open regular file inside. OSError or AgentError, both with errno, where the kernel refuses; AgentLost."""
+
+    async def facts(self) -> FileFacts:
+        """Look at it now."""
+
+    async def read(self, size: int, at: int) -> bytes:
+        """Read up to `size` bytes from a position; fewer at its end."""
+
+    async def write(self, data: bytes) -> None:
+        """Write all of it, after what was written before."""
+
+    async def empty(self) -> None:
+        """Cut it to nothing."""
+
+    def close(self) -> None:
+        """Let go of it. Idempotent."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchEvent:
+    """Something that happened in a watched directory; `name` is relative to it. `lost`: more than could be told."""
+
+    kind: Literal["lost", "create", "write", "remove", "rename", "chmod"]
+    name: str
+    entry: Entry | None = None
+
+
 class Process(Protocol):
     """A process started by `Agent.spawn`, leader of its own session and process group."""
 
@@ -99,7 +142,9 @@ class Agent(Protocol):
         fds: Mapping[int, int],
     ) -> Process:
         """Run a program. `envs` is its whole environment. `fds` maps descriptor numbers in the child (0, 1, 2, 3...)
-        to descriptors of the caller, which stay the caller's; 0-2 that are not named are /dev/null.
+        to descriptors of the caller, which stay the caller's; 0-2 that are not named are /dev/null. They are pipes,
+        sockets or terminals: what else there is, such as files, is AgentError EOPNOTSUPP over frames, which also make
+        them non-blocking.
         `argv[0]` is looked up on `envs["PATH"]`. AgentError ENOENT with path=cwd when the directory is missing."""
 
     async def spawn_pty(
@@ -111,7 +156,12 @@ class Agent(Protocol):
         cols: int,
         rows: int,
     ) -> tuple[Process, int]:
-        """Run a program on a new pseudo-terminal made inside; the second value is its master descriptor."""
+        """Run a program on a new pseudo-terminal made inside; the second value is its master descriptor, or a socket
+        that stands for it."""
+
+    async def resize(self, pid: int, terminal: int, *, cols: int, rows: int) -> None:
+        """Set the size of the terminal that `spawn_pty` returned with this pid; its programs get SIGWINCH. `terminal`
+        is the descriptor or a duplicate of it. AgentError where the terminal is gone."""
 
     async def signal(self, pid: int, signum: int, *, group: bool = True) -> bool:
         """Signal a process that `spawn` started, with its whole process group by default. False if there is none.
@@ -119,7 +169,12 @@ class Agent(Protocol):
 
     async def open(self, path: str, flags: int, mode: int = 0o644) -> int:
         """Open a file inside (O_NONBLOCK, O_NOCTTY and O_CLOEXEC are added; the type is checked with fstat there
-        and here): a regular file's descriptor. AgentError EISDIR for a directory, EINVAL for any other type."""
+        and here): a regular file's descriptor. AgentError EISDIR for a directory, EINVAL for any other type,
+        EOPNOTSUPP where descriptors cannot be passed: `open_file` works everywhere."""
+
+    async def open_file(self, path: str, flags: int, mode: int = 0o644) -> File:
+        """Open a file inside as `open` does, for use by way of the agent. A box has at most 256 such files open
+        (AgentError EMFILE past that)."""
 
     async def stat(self, path: str) -> Entry:
         """lstat."""
@@ -151,6 +206,38 @@ class Agent(Protocol):
         """Wait, for as long as it takes, for the next connection to a port that `listen` returned: a connected stream
         socket. AgentError EINVAL for another port, or while another call waits for it. The agent may keep a copy of
         the descriptor: use no call that blocks when O_NONBLOCK is taken away."""
+
+    async def beneath(
+        self, operation: str, root: str, identity: bytes, args: Sequence[bytes | int]
+    ) -> builtins.list[bytes]:
+        """Carry out one operation of level `enforced` below a root directory (`agent/_confined.py` has them): the
+        fields of its answer, of which the first is the root's identity. AgentError EXDEV where a link leads out."""
+
+    async def open_beneath(
+        self,
+        how: Literal["read", "stage", "write"],
+        root: str,
+        identity: bytes,
+        path: str,
+        flags: int = 0,
+        mode: int = 0,
+    ) -> tuple[File, builtins.list[bytes]]:
+        """Open a regular file below a root: to `read`; a new one beside it, to be put in place by the operation
+        `commit` (`stage`); or to `write` in place, with the flags given. The file, and the fields of its answer:
+        the root's identity, then size and version (read) or the name for `commit` (stage)."""
+
+    async def watch(
+        self, path: str, *, root: str = "", identity: bytes = b"", recursive: bool = False, entries: bool = False
+    ) -> int:
+        """Begin to watch a directory, below `root` where one is given; with `entries`, events describe what they are
+        about. AgentError EMFILE where there are too many watchers. The number is for the two calls below."""
+
+    async def watch_next(self, number: int, *, waits: bool) -> builtins.list[WatchEvent]:
+        """What has happened since the last call; `waits` for something to happen, as long as it takes. An event of
+        kind `lost` is the last one. AgentError ENOENT for a watcher that is none, or that somebody else waits for."""
+
+    async def unwatch(self, number: int) -> None:
+        """End a watcher; who waits for it gets AgentError ECANCELED. Idempotent."""
 
     async def ping(self) -> None:
         """Return once the agent has answered."""
@@ -190,6 +277,22 @@ class Layer:
 
     source: str
     target: str
+    below: tuple[str, ...] = ()
+    """Further directories that show through it, the topmost first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlay:
+    """A directory that a box may write to, over directories of the host that it shares with others and that stay as
+    they are."""
+
+    target: str
+    """Where it appears inside; the home has its own in the box's tmpfs unless one is named for it."""
+    lowers: tuple[str, ...] = ()
+    """The topmost first."""
+    upper: str | None = None
+    """A name: what the box writes stays in `BoxSpec.kept`, below `up/` and this name. None: in the box's own sized
+    tmpfs, and is gone with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +301,9 @@ class BoxSpec:
 
     box_id: str
     layers: tuple[Layer, ...] = ()
+    overlays: tuple[Overlay, ...] = ()
+    kept: str | None = None
+    """A host directory, empty, for what overlays with an `upper` keep. No limit but its file system's bounds it."""
     skeleton: str | None = None
     """A host directory copied into the home at the start."""
     limits: Limits = Limits()

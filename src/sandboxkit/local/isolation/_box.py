@@ -23,9 +23,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sandboxkit.errors import EngineUnavailable
-from sandboxkit.local.isolation import _argv, _kernel
+from sandboxkit.local.isolation import _argv, _kernel, _runtime
 from sandboxkit.local.isolation._archive import Packed
-from sandboxkit.local.isolation._base import AgentError, AgentLost, BoxEnd, BoxSpec, Usage
+from sandboxkit.local.isolation._base import HOME, AgentError, AgentLost, BoxEnd, BoxSpec, Layer, Usage
 from sandboxkit.local.isolation._copying import fill_trees, save_trees
 from sandboxkit.local.isolation._limits import Cgroup, inside_limits, report
 from sandboxkit.local.isolation._link import AgentLink
@@ -53,6 +53,7 @@ class BubblewrapBox:
         self.limits = report(spec.limits, cgroup, version)
         self.ended: asyncio.Future[BoxEnd] = asyncio.get_running_loop().create_future()
         self.memory_limit = spec.limits.memory
+        self.writable: tuple[Layer, ...] = ()
         self.watched = cgroup is None or not cgroup.has("memory")
         self._spec = spec
         self._directory = directory
@@ -93,10 +94,36 @@ class BubblewrapBox:
         for name, mode in (("home", 0o755), ("tmp", 0o1777), ("shm", 0o1777)):
             (self._directory / name).mkdir()
             (self._directory / name).chmod(mode)
-        if self._spec.skeleton is not None:
-            shutil.copytree(self._spec.skeleton, self._directory / "home", symlinks=True, dirs_exist_ok=True)
         if self._cgroup is not None:
             self._cgroup.make(limits)
+
+    def mount_overlays(self, runtime: Path, lower: Callable[[str], str]) -> None:
+        """Mount the home and what else can be written, and fill the home. OSError where the kernel refuses.
+
+        Args:
+            runtime: the engine's tmpfs, which is its working directory.
+            lower: binds a host directory there, and tells the relative path.
+        """
+        at = self._directory.relative_to(runtime)
+        if self._spec.kept is not None:
+            (self._directory / "kept").mkdir()
+            _kernel.mount(self._spec.kept, str(self._directory / "kept"), None, _kernel.MS_BIND)
+        writable = []
+        for number, overlay in enumerate(self._spec.overlays):
+            place = "home" if overlay.target == HOME else f"at-{number}"
+            own = at / "own" / str(number) if overlay.upper is None else at / "kept"
+            name = "" if overlay.upper is None else overlay.upper
+            upper, work = own / "up" / name, own / "work" / name
+            for path in (at / place, upper, work):
+                (runtime / path).mkdir(parents=True, exist_ok=True)
+            (runtime / upper).chmod(0o1777 if overlay.target == "/tmp" else 0o755)
+            lowers = tuple(lower(one) for one in overlay.lowers) or ("empty",)
+            _runtime.mount_writable(runtime, str(at / place), lowers=lowers, upper=str(upper), work=str(work))
+            if overlay.target != HOME:
+                writable.append(Layer(source=str(runtime / at / place), target=overlay.target))
+        self.writable = tuple(writable)
+        if self._spec.skeleton is not None:
+            shutil.copytree(self._spec.skeleton, self._directory / "home", symlinks=True, dirs_exist_ok=True)
 
     async def start(self, bwrap: str, plan: Callable[[int, int, int], _argv.Plan], seccomp: bytes) -> None:
         """Start bubblewrap and wait for the agent's answer.
@@ -310,10 +337,17 @@ class BubblewrapBox:
         return await save_trees(self._trees(), descriptor, most=most, stop=stop)
 
     def _trees(self) -> dict[str, Path]:
-        """What of its file system is kept. /dev/shm is memory by its name, the rest is read-only."""
-        return {name: self._directory / name for name in ("home", "tmp")}
+        """What of its file system is kept: all that can be written, as it is seen inside, but for /dev/shm, which is
+        memory by its name."""
+        overlays = (f"at-{number}" for number, one in enumerate(self._spec.overlays) if one.target != HOME)
+        return {name: self._directory / name for name in ("home", "tmp", *overlays)}
 
     # -- measuring -----------------------------------------------------------------------------------------------
+
+    def memory_outside(self) -> int | None:
+        """Bytes that the box uses, where its programs are no processes that the watchdog could weigh one by one: what
+        is over its limit then goes as a whole. None where they are."""
+        return None
 
     def disk_used(self) -> int:
         """Bytes in its files, which lie in memory. OSError once it is unmounted."""

@@ -37,7 +37,8 @@ class BubblewrapIsolation:
         self._namespace = namespace
         self._bwrap: str | None = None
         self._boxes: dict[str, BubblewrapBox] = {}
-        self._layers: dict[str, Path] = {}
+        self._layers: dict[tuple[str, ...], Path] = {}
+        self._lowers: dict[str, str] = {}
         self._root = _runtime.host_root()
         self._watchdog = Watchdog(lambda: list(self._boxes.values()))
         self._closed = False
@@ -87,11 +88,12 @@ class BubblewrapIsolation:
         try:
             try:
                 box.prepare()
+                box.mount_overlays(self._namespace.runtime, self._lower)
                 await box.fill()
-                layers = tuple(Layer(source=str(self._layer(one.source)), target=one.target) for one in spec.layers)
+                layers = tuple(Layer(source=str(self._layer(one)), target=one.target) for one in spec.layers)
                 await box.start(
                     self._bwrap,
-                    lambda *fds: self._plan(directory, layers, *fds),
+                    lambda *fds: self._plan(box, directory, layers, *fds),
                     _seccomp.filter_for(os.uname().machine, uncounted=allows_uncounted(spec.limits, cgroup)),
                 )
             except OSError as error:
@@ -130,16 +132,31 @@ class BubblewrapIsolation:
             found.append(str(copy))
         return [path for path in found if path is not None]
 
-    def _layer(self, source: str) -> Path:
+    def _layer(self, layer: Layer) -> Path:
         """Where a layer is mounted for all boxes; mounted once."""
-        if source not in self._layers:
+        stack = (layer.source, *layer.below)
+        if stack not in self._layers:
             name = f"layers/{len(self._layers)}"
             (self._namespace.runtime / name).mkdir(exist_ok=True)
-            self._layers[source] = _runtime.mount_read_only(self._namespace.runtime, source, name)
-        return self._layers[source]
+            self._layers[stack] = _runtime.mount_read_only(
+                self._namespace.runtime, layer.source, name, below=layer.below
+            )
+        return self._layers[stack]
+
+    def _lower(self, source: str) -> str:
+        """Where a directory is bound for the overlays of all boxes, relative to RUNTIME; bound once."""
+        if source not in self._lowers:
+            self._lowers[source] = _runtime.bind_source(self._namespace.runtime, source)
+        return self._lowers[source]
 
     def _plan(
-        self, directory: Path, layers: tuple[Layer, ...], seccomp_fd: int, info_fd: int, block_fd: int
+        self,
+        box: BubblewrapBox,
+        directory: Path,
+        layers: tuple[Layer, ...],
+        seccomp_fd: int,
+        info_fd: int,
+        block_fd: int,
     ) -> _argv.Plan:
         runtime = self._namespace.runtime
         return _argv.Plan(
@@ -153,6 +170,7 @@ class BubblewrapIsolation:
             tmp=str(directory / "tmp"),
             shm=str(directory / "shm"),
             layers=layers,
+            writable=box.writable,
             seccomp_fd=seccomp_fd,
             info_fd=info_fd,
             block_fd=block_fd,

@@ -7,26 +7,26 @@ agent being at fault.
 
 from __future__ import annotations
 
-import array
 import asyncio
-import contextlib
 import errno
 import os
-import socket
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from sandboxkit.local.agent import _codec as wire
 from sandboxkit.local.isolation._base import AgentError, AgentLost, ExitStatus
+from sandboxkit.local.isolation._port import Port, close_all
 
 MAX_OPEN = 1024
 MAX_UNSENT = 4 * 1024 * 1024
 MIN_PIECE = 1024
 MAX_PLAIN_ANSWER = 256 * 1024
 ANSWER_WITHIN = 60.0
-PACKETS_A_TURN = 32
-"""Packets that one box may have handled before other work of the loop gets its turn."""
+
+CANCELLED = frozenset({wire.LIST, wire.REMOVE, wire.DIAL, wire.ACCEPT, wire.BENEATH_LONG, wire.WATCH_NEXT})
+"""Requests that the agent can give up."""
+LARGE = frozenset({wire.LIST, wire.BENEATH_LONG})
+"""Requests whose answers may be long."""
 
 NO_DESCRIPTORS = "the engine has no descriptors left"
 
@@ -56,6 +56,7 @@ class _Request:
     kind: int
     future: asyncio.Future[tuple[list[bytes], list[int]]]
     within: float | None = ANSWER_WITHIN
+    undo: int = 0
     deadline: asyncio.TimerHandle | None = None
     body: bytearray = field(default_factory=bytearray)
 
@@ -64,23 +65,25 @@ class Channel:
     """The engine's end. Made on the loop that it will live on, in state open.
 
     Args:
-        sock: our end, which the channel now owns.
+        port: our end, which the channel now owns.
         on_lost: called once, from the loop, with the reason, when the agent is gone or broke a rule; not by `close`.
     """
 
-    def __init__(self, sock: socket.socket, *, on_lost: Callable[[str], None]) -> None:
-        sock.setblocking(False)
-        self._sock = sock
+    def __init__(self, port: Port, *, on_lost: Callable[[str], None]) -> None:
+        self._port = port
         self._loop = asyncio.get_running_loop()
         self._on_lost = on_lost
         self._next = 1
         self._requests: dict[int, _Request] = {}
         self._running: dict[int, asyncio.Future[ExitStatus]] = {}
-        self._unsent: deque[tuple[bytes, tuple[int, ...]]] = deque()
-        self._unsent_bytes = 0
         self._lost: str | None = None
         self._is_held = False
-        self._loop.add_reader(sock.fileno(), self._readable)
+        port.start(self._packet, lambda reason: self._end(reason, tell=True))
+
+    @property
+    def passes_descriptors(self) -> bool:
+        """Whether files and sockets come out of the box as descriptors."""
+        return self._port.passes_descriptors
 
     def hold(self) -> None:
         """The agent is being stopped: from now on an answer has all the time there is. Idempotent."""
@@ -110,8 +113,10 @@ class Channel:
         descriptors: int = 0,
         within: float | None = ANSWER_WITHIN,
         status: asyncio.Future[ExitStatus] | None = None,
+        undo: int = 0,
     ) -> tuple[list[bytes], list[int]]:
-        """Send one request and wait for its answer; `within` of None waits for as long as the box lives.
+        """Send one request and wait for its answer; `within` of None waits for as long as the box lives. `undo` is
+        the request that takes the answer's last number back, where it comes and nobody will take it.
 
         Raises:
             AgentError: the operation failed inside.
@@ -122,16 +127,20 @@ class Channel:
         payload = wire.pack(fields)
         if len(payload) > MAX_UNSENT // 2:
             raise AgentError(errno.E2BIG, os.strerror(errno.E2BIG))
-        if len(self._requests) >= MAX_OPEN or self._unsent_bytes > MAX_UNSENT:
+        if len(self._requests) >= MAX_OPEN or self._port.unsent_bytes > MAX_UNSENT:
             raise AgentError(errno.EAGAIN, "too many requests to this sandbox are waiting")
         kept = _duplicates(fds)
         number = self._take_number()
-        request = _Request(kind, self._loop.create_future(), within)
+        request = _Request(kind, self._loop.create_future(), within, undo)
         self._requests[number] = request
         if status is not None:
             self._running[number] = status
         self._arm(number, request)
-        self._send(number, kind, payload, kept)
+        try:
+            self._port.send(wire.packets(number, kind, payload), kept, yields=descriptors)
+        except OSError as error:
+            self._forget(number)
+            raise AgentError(error.errno or errno.EINVAL, error.strerror or "this cannot be passed") from error
         try:
             told, got = await request.future
         except asyncio.CancelledError:
@@ -141,10 +150,10 @@ class Channel:
             if len(got) != descriptors:
                 raise ValueError(f"{len(got)} descriptors where {descriptors} were promised")
             for fd in got:
-                assert takes is not None
-                takes(fd)
+                if takes is not None and self._port.passes_descriptors:
+                    takes(fd)
         except (ValueError, OSError) as error:
-            _close_all(got)
+            close_all(got)
             raise self.broken(f"a descriptor that does not fit: {error}") from None
         return told, got
 
@@ -174,91 +183,47 @@ class Channel:
         if self._lost is not None:
             return
         if number in self._requests:
-            if request.kind in (wire.LIST, wire.REMOVE, wire.DIAL, wire.ACCEPT):
-                self._send(number, wire.CANCEL, wire.pack([number]), ())
+            if request.kind in CANCELLED:
+                self._send(number, wire.CANCEL, wire.pack([number]))
         elif not request.future.cancelled() and request.future.exception() is None:
             fields, fds = request.future.result()
             self._dropped(request, fields, fds)
 
     def _dropped(self, request: _Request, fields: list[bytes], fds: list[int]) -> None:
         """Undo an answer that nobody will take."""
-        _close_all(fds)
+        close_all(fds)
         if request.kind == wire.SPAWN:
             self._kill_orphan(wire.number(fields[0]))
+        elif request.undo:
+            self.tell(request.undo, [wire.number(fields[-1] if fields else b"")])
 
     def _late(self, number: int) -> None:
         """A request had no answer in time."""
         request = self._requests[number]
         if request.kind == wire.DIAL and not request.future.done():
             request.future.set_exception(AgentError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
-            self._send(number, wire.CANCEL, wire.pack([number]), ())
+            self._send(number, wire.CANCEL, wire.pack([number]))
             request.within = ANSWER_WITHIN
             self._arm(number, request)
             return
         self._end("the agent did not answer in time", tell=True)
 
-    def _send(self, number: int, kind: int, payload: bytes, fds: tuple[int, ...]) -> None:
-        """Queue a message's packets and send what can be sent. The descriptors are closed after that."""
-        cut = wire.packets(number, kind, payload)
-        self._unsent += [(packet, ()) for packet in cut[:-1]]
-        self._unsent.append((cut[-1], fds))
-        self._unsent_bytes += sum(map(len, cut))
-        self._flush()
+    def _send(self, number: int, kind: int, payload: bytes) -> None:
+        self._port.send(wire.packets(number, kind, payload), (), yields=0)
 
-    def _flush(self) -> None:
-        while self._unsent:
-            packet, fds = self._unsent[0]
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-            try:
-                self._sock.sendmsg([packet], rights)
-            except BlockingIOError:
-                self._loop.add_writer(self._sock.fileno(), self._flush)
-                return
-            except OSError as error:
-                self._end(f"the agent is gone ({error.strerror})", tell=True)
-                return
-            self._unsent.popleft()
-            self._unsent_bytes -= len(packet)
-            _close_all(fds)
-        self._loop.remove_writer(self._sock.fileno())
+    def _forget(self, number: int) -> None:
+        """A request could not be sent."""
+        self._running.pop(number, None)
+        deadline = self._requests.pop(number).deadline
+        if deadline is not None:
+            deadline.cancel()
 
     # -- answers -------------------------------------------------------------------------------------------------
 
-    def _readable(self) -> None:
-        for _ in range(PACKETS_A_TURN):
-            if self._lost is not None:
-                return
-            try:
-                data, rights, flags, _ = self._sock.recvmsg(
-                    wire.MAX_PACKET + wire.HEADER.size + 1,
-                    socket.CMSG_SPACE(4 * wire.MAX_FDS),
-                    socket.MSG_CMSG_CLOEXEC,
-                )
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self._end(f"the agent is gone ({error.strerror})", tell=True)
-                return
-            fds = _received(rights)
-            if not data:
-                _close_all(fds)
-                self._end("the agent is gone", tell=True)
-                return
-            # There was room for all that may come, so where fewer did, we have no descriptors left; that is no fault
-            # of the agent's.
-            is_short = bool(flags & socket.MSG_CTRUNC) and len(fds) < wire.MAX_FDS
-            try:
-                if flags & socket.MSG_TRUNC or (flags & socket.MSG_CTRUNC and not is_short):
-                    raise ValueError("a packet of the wrong size")
-                if len(data) < wire.HEADER.size:
-                    raise ValueError("a packet of the wrong size")
-                self._packet(data, fds, is_short=is_short)
-            except ValueError as error:
-                _close_all(fds)
-                self._end(f"the agent talked nonsense: {error}", tell=True)
-
-    def _packet(self, data: bytes, fds: list[int], *, is_short: bool) -> None:
+    def _packet(self, data: bytes, fds: list[int], is_short: bool) -> None:
         """Handle one packet; takes over `fds` unless it raises ValueError. `is_short`: some could not be received."""
+        if len(data) < wire.HEADER.size:
+            raise ValueError("a packet of the wrong size")
         number, kind, flags = wire.HEADER.unpack_from(data)
         piece = data[wire.HEADER.size :]
         if flags not in (0, wire.MORE):
@@ -269,7 +234,7 @@ class Channel:
         request = self._requests.get(number)
         if request is None or kind not in (wire.OK, wire.FAIL):
             raise ValueError("an answer that nobody asked for")
-        limit = wire.MAX_REPLY if request.kind == wire.LIST else MAX_PLAIN_ANSWER
+        limit = wire.MAX_REPLY if request.kind in LARGE else MAX_PLAIN_ANSWER
         if len(request.body) + len(piece) > limit or (flags and (len(piece) < MIN_PIECE or fds)):
             raise ValueError("an answer that is too long, or cut too small")
         if flags:
@@ -284,7 +249,7 @@ class Channel:
             if request.kind == wire.SPAWN:
                 self._running.pop(number, None)  # no EXIT will follow
         elif is_short:
-            _close_all(fds)
+            close_all(fds)
             if request.kind == wire.SPAWN:
                 self._kill_orphan(_pid(fields))
             failure, fds = AgentError(errno.EMFILE, NO_DESCRIPTORS), []
@@ -306,14 +271,20 @@ class Channel:
         elif failure is None:
             self._dropped(request, fields, fds)
 
-    def _kill_orphan(self, pid: int) -> None:
-        """Kill a program whose caller was cancelled before it had its pid."""
+    def tell(self, kind: int, fields: Sequence[bytes | int]) -> None:
+        """Send a request whose answer nobody waits for. Does nothing once the agent is lost."""
+        if self._lost is not None:
+            return
         number = self._take_number()
-        request = _Request(wire.SIGNAL, self._loop.create_future())
+        request = _Request(kind, self._loop.create_future())
         request.future.cancel()
         self._requests[number] = request
         self._arm(number, request)
-        self._send(number, wire.SIGNAL, wire.pack([pid, 9, 1]), ())
+        self._send(number, kind, wire.pack(fields))
+
+    def _kill_orphan(self, pid: int) -> None:
+        """Kill a program whose caller was cancelled before it had its pid."""
+        self.tell(wire.SIGNAL, [pid, 9, 1])
 
     def _exited(self, number: int, piece: bytes, flags: int, fds: list[int]) -> None:
         status = self._running.pop(number, None)
@@ -346,12 +317,7 @@ class Channel:
         if self._lost is not None:
             return
         self._lost = reason
-        self._loop.remove_reader(self._sock.fileno())
-        self._loop.remove_writer(self._sock.fileno())
-        self._sock.close()
-        for _, fds in self._unsent:
-            _close_all(fds)
-        self._unsent.clear()
+        self._port.close()
         for request in self._requests.values():
             if request.deadline is not None:
                 request.deadline.cancel()
@@ -367,15 +333,6 @@ class Channel:
             self._on_lost(reason)
 
 
-def _received(rights: Sequence[tuple[int, int, bytes]]) -> list[int]:
-    """The descriptors of a received packet."""
-    fds = array.array("i")
-    for level, kind, raw in rights:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
-    return list(fds)
-
-
 def _duplicates(fds: Sequence[int]) -> tuple[int, ...]:
     """Duplicates of descriptors. AgentError EMFILE, and none of them, when there are not enough left."""
     kept: list[int] = []
@@ -383,7 +340,7 @@ def _duplicates(fds: Sequence[int]) -> tuple[int, ...]:
         for fd in fds:
             kept.append(os.dup(fd))
     except OSError as error:
-        _close_all(kept)
+        close_all(kept)
         raise AgentError(error.errno or errno.EMFILE, NO_DESCRIPTORS) from error
     return tuple(kept)
 
@@ -393,9 +350,3 @@ def _pid(fields: Sequence[bytes]) -> int:
     if pid <= 0:
         raise ValueError("a pid that is none")
     return pid
-
-
-def _close_all(fds: Sequence[int]) -> None:
-    for fd in fds:
-        with contextlib.suppress(OSError):
-            os.close(fd)

@@ -16,11 +16,12 @@ import tempfile
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sandboxkit.errors import SandboxkitError
+from sandboxkit.errors import IsolationUnavailable, SandboxkitError
 from sandboxkit.local.isolation._base import BoxSpec, Limits
 from sandboxkit.local.isolation._bubblewrap import BubblewrapIsolation, release
+from sandboxkit.local.isolation._gvisor import GvisorIsolation, find_runsc
 from sandboxkit.local.isolation._namespace import enter
-from sandboxkit.local.isolation._remedies import MISSING_BWRAP, HostFacts, host_facts, remedy
+from sandboxkit.local.isolation._remedies import MISSING_BWRAP, MISSING_RUNSC, HostFacts, host_facts, remedy
 from sandboxkit.local.isolation._runtime import wheel_bwrap
 
 PROBE_WITHIN = 60.0
@@ -32,18 +33,24 @@ class Check:
     """One line of `doctor`. `fix` is the one thing to do; empty when all is well."""
 
     name: str
-    status: Literal["ok", "warn", "fail"]
+    status: Literal["ok", "info", "warn", "fail"]
     detail: str
     fix: str = ""
 
 
 def checks() -> list[Check]:
-    """Look at everything. Takes less than a second where all is well."""
+    """Look at everything. Takes less than a second where all is well, and two more where there is gVisor."""
     if sys.platform != "linux":
         fix = "Use E2B (set E2B_API_KEY), or run the engine on Linux."
         return [Check("platform", "fail", f"The local engine needs Linux; this is {sys.platform}.", fix)]
     facts = host_facts()
-    return [_kernel_check(platform.release()), *_namespace_checks(facts), _bwrap_check(), *_box_checks()]
+    return [
+        _kernel_check(platform.release()),
+        *_namespace_checks(facts),
+        _bwrap_check(),
+        *_box_checks(),
+        _gvisor_check(),
+    ]
 
 
 def _kernel_check(release: str) -> Check:
@@ -75,16 +82,17 @@ def _bwrap_check() -> Check:
     return Check("bubblewrap", "ok", ", ".join(paths))
 
 
-def _box_checks() -> list[Check]:
-    """Make a box in another process, and tell how its limits are held."""
+def _trial(runsc: str = "") -> dict[str, Any]:
+    """Make a box in another process, by gVisor where runsc is named, and return what that found."""
     with tempfile.TemporaryDirectory(prefix="sandboxkit-doctor-") as root:
         try:
             done = subprocess.run(
                 [
                     sys.executable,
                     "-c",
-                    f"from {__name__} import probe; import sys; probe(sys.argv[1])",
+                    f"from {__name__} import probe; import sys; probe(*sys.argv[1:])",
                     f"{root}/engine",
+                    runsc,
                 ],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -97,9 +105,36 @@ def _box_checks() -> list[Check]:
             )
         except (subprocess.TimeoutExpired, ValueError) as error:
             told = {"error": f"The trial did not end well: {error}"}
+    return told
+
+
+def _gvisor_check() -> Check:
+    """Say whether `isolation=gvisor` would work. Nothing else needs it, so that it is never a failure."""
+    try:
+        runsc = find_runsc()
+    except IsolationUnavailable as error:
+        return Check("gVisor", "info", "no runsc: `--isolation gvisor` would be refused", error.remedy or MISSING_RUNSC)
+    told = _trial(runsc)
+    if "error" in told:
+        return Check("gVisor", "warn", str(told["error"]), str(told.get("remedy", "")) or remedy(host_facts()))
+    detail = f"made and removed a sandbox in {told['milliseconds']:.0f} ms with {told['chosen']}, {_version(runsc)}"
+    return Check("gVisor", "ok", detail)
+
+
+def _version(runsc: str) -> str:
+    try:
+        done = subprocess.run([runsc, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "version unknown"
+    return (done.stdout.splitlines() or ["version unknown"])[0].removeprefix("runsc ")
+
+
+def _box_checks() -> list[Check]:
+    """Make a box, and tell how its limits are held."""
+    told = _trial()
     if "error" in told:
         return [Check("sandbox", "fail", str(told["error"]), str(told.get("remedy", "")) or remedy(host_facts()))]
-    made = Check("sandbox", "ok", f"made and removed one in {told['milliseconds']:.0f} ms with {told['bwrap']}")
+    made = Check("sandbox", "ok", f"made and removed one in {told['milliseconds']:.0f} ms with {told['chosen']}")
     overlay = Check("overlay", "ok", "read-only overlays hide host paths")
     if not told["overlay"]:
         overlay = Check(
@@ -113,11 +148,11 @@ def _box_checks() -> list[Check]:
     return [made, overlay, *limits]
 
 
-def probe(state: str) -> None:
+def probe(state: str, runsc: str = "") -> None:
     """In the other process: make one box, print what was found as a line of JSON."""
     try:
-        namespace = enter(state)
-        isolation = BubblewrapIsolation(namespace)
+        namespace = enter(state, readable=[runsc] if runsc else [])
+        isolation = GvisorIsolation(namespace, runsc) if runsc else BubblewrapIsolation(namespace)
 
         async def run() -> dict[str, Any]:
             await isolation.start()
@@ -127,7 +162,8 @@ def probe(state: str) -> None:
             took = asyncio.get_running_loop().time() - began
             limits = [(limit.resource, limit.by, limit.note) for limit in box.limits]
             await isolation.aclose()
-            return {"bwrap": isolation.bwrap, "milliseconds": took * 1000, "limits": limits}
+            chosen = isolation.chosen if isinstance(isolation, GvisorIsolation) else isolation.bwrap
+            return {"chosen": chosen, "milliseconds": took * 1000, "limits": limits}
 
         told = asyncio.run(run())
         python = namespace.runtime / "python"

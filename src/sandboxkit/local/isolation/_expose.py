@@ -30,12 +30,7 @@ def expose(paths: Iterable[str], uid: int) -> None:
             real, crossed = trace(path)
             directories.add(real)
             links |= crossed
-    for path in sorted(directories):
-        while (closed := _closed_ancestor(path, uid)) is not None:
-            _open_up(closed, directories, links)
-    for link in sorted(links):
-        while (closed := _closed_ancestor(link, uid)) is not None:
-            _open_up(closed, directories, links)
+    # Before anything is covered: the cover of a needed directory would hide what is wrong with it.
     for path in sorted(directories):
         info = os.stat(path)
         wanted = 0o005 if stat.S_ISDIR(info.st_mode) else 0o004
@@ -44,6 +39,12 @@ def expose(paths: Iterable[str], uid: int) -> None:
                 f"{path} is closed to other users (mode {stat.S_IMODE(info.st_mode):04o}), and the engine that root "
                 f"starts runs as uid {uid}. Run `chmod -R o+rX {path}`, or install it elsewhere."
             )
+    for path in sorted(directories):
+        while (closed := _closed_ancestor(path, uid)) is not None:
+            _open_up(closed, directories, links)
+    for link in sorted(links):
+        while (closed := _closed_ancestor(link, uid)) is not None:
+            _open_up(closed, directories, links)
 
 
 def trace(path: str) -> tuple[str, dict[str, str]]:

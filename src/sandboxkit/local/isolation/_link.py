@@ -21,14 +21,30 @@ Descriptors ride on the last packet of their message (SCM_RIGHTS), at most 16.
     SET_XATTRS   path, then names and values
     DIAL         host, port                                                          a connected TCP socket
     PING
-    CANCEL       number of a LIST, REMOVE, DIAL or ACCEPT                            (none of its own)
+    CANCEL       number of a LIST, REMOVE, DIAL, ACCEPT, or the like                 (none of its own)
     LISTEN       port                                                                port (another where it is taken)
     ACCEPT       port of a LISTEN                                                    a connected TCP socket
+    FILE_FACTS   file                                                                size, mtime, inode, 1 = marked
+    FILE_READ    file, size, position                                                bytes
+    FILE_WRITE   file, bytes                                                         how many were written
+    FILE_EMPTY   file
+    FILE_CLOSE   file
+    RESIZE       pid, columns, rows
+    SPACE        paths                                                               bytes used of their file systems
+    BENEATH      operation, root, identity or "", its arguments                      identity, its fields
+    BENEATH_LONG the same, for what may take long
+    BENEATH_OPEN read | stage | write, root, identity or "", path, flags, mode       a regular file, and fields
+    WATCH        root or "", identity or "", path, 1 = recursive, 1 = with entries   its number
+    WATCH_NEXT   number, 1 = wait                                                    events
+    WATCH_END    number
+
+Over frames (`_framed`) there are no descriptors: what is a socket, a pipe or a terminal above is a lane there, and a
+file is a number at the end of the answer's fields, for the verbs from FILE_FACTS on.
 
 An entry is name, path, mode, size, uid, gid, mtime in ns, resolved link target or "", its mode or "", n, and n pairs
-of attribute name and value. Every request but CANCEL has exactly one answer: OK with fields, or FAIL with errno, text
-and path. A program that was started is followed by one EXIT ("code" or "signal", and the number) under the number of
-the request that started it.
+of attribute name and value. An event is its type (0-5), its name, and n: 0, or 10 and as many fields of an entry.
+Every request but CANCEL has exactly one answer: OK with fields, or FAIL with errno, text and path. A program that was
+started is followed by one EXIT ("code" or "signal", and the number) under the number of the request that started it.
 
 Bounds
 ------
@@ -44,19 +60,33 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
+import os
 import socket
+import struct
+import termios
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from sandboxkit.local.agent import _codec as wire
-from sandboxkit.local.isolation._base import AgentError, Entry, ExitStatus
-from sandboxkit.local.isolation._channel import Channel, to_bytes, to_text
+from sandboxkit.local.isolation._base import AgentError, Entry, ExitStatus, File, OpenHow, WatchEvent
+from sandboxkit.local.isolation._channel import ANSWER_WITHIN, Channel, to_bytes, to_text
 from sandboxkit.local.isolation._descriptors import check_file, check_socket, check_terminal
+from sandboxkit.local.isolation._open_files import DescriptorFile, RemoteFile
+from sandboxkit.local.isolation._port import PacketPort, Port
 
 TREE_WITHIN = 600.0
 LISTINGS = 4
 """Listings that one box may have open at once: each may grow to 32 MiB here."""
 
+LONG: Final = frozenset({"append", "copy", "list", "remove"})
+"""Operations below a root that the agent does bit by bit."""
+EVENT_KINDS: Final = ("lost", "create", "write", "remove", "rename", "chmod")
+
 Entries = list[Entry]  # `list` is also a method below
+Events = list[WatchEvent]
+Fields = list[bytes]
+Asked = list[bytes | int]
 
 
 class AgentProcess:
@@ -72,10 +102,10 @@ class AgentProcess:
 
 
 class AgentLink:
-    """`_base.Agent` over the socket. `sock` and `on_lost` are those of `Channel`."""
+    """`_base.Agent` over a SEQPACKET socket, or over a port of another kind. `on_lost` is that of `Channel`."""
 
-    def __init__(self, sock: socket.socket, *, on_lost: Callable[[str], None]) -> None:
-        self._channel = Channel(sock, on_lost=on_lost)
+    def __init__(self, port: socket.socket | Port, *, on_lost: Callable[[str], None]) -> None:
+        self._channel = Channel(PacketPort(port) if isinstance(port, socket.socket) else port, on_lost=on_lost)
         self._listings = asyncio.Semaphore(LISTINGS)
 
     # -- what callers use ----------------------------------------------------------------------------------------
@@ -108,10 +138,32 @@ class AgentLink:
 
     async def open(self, path: str, flags: int, mode: int = 0o644) -> int:
         """Open a regular file; see `_base.Agent.open`."""
+        if not self._channel.passes_descriptors:
+            raise AgentError(errno.EOPNOTSUPP, "this sandbox passes no descriptors", path)
         _, got = await self._channel.ask(
             wire.OPEN, [to_bytes(path), flags, mode], takes=lambda fd: check_file(fd, flags), descriptors=1
         )
         return got[0]
+
+    async def open_file(self, path: str, flags: int, mode: int = 0o644) -> File:
+        """Open a regular file; see `_base.Agent.open_file`."""
+        return (await self._open(wire.OPEN, [to_bytes(path), flags, mode], flags))[0]
+
+    async def resize(self, pid: int, terminal: int, *, cols: int, rows: int) -> None:
+        """Set a terminal's size; see `_base.Agent.resize`."""
+        cols, rows = cols & 0xFFFF, rows & 0xFFFF
+        if not self._channel.passes_descriptors:
+            await self._channel.ask(wire.RESIZE, [pid, cols, rows])
+            return
+        try:
+            fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
+        except OSError as error:
+            raise AgentError(error.errno or errno.EIO, error.strerror or "the terminal is gone") from None
+
+    async def space(self, paths: Sequence[str]) -> int:
+        """The bytes that are used of the file systems at these paths, by the word of the box."""
+        fields, _ = await self._channel.ask(wire.SPACE, list(map(to_bytes, paths)))
+        return self._channel.number(fields)
 
     async def stat(self, path: str) -> Entry:
         """lstat; see `_base.Agent.stat`."""
@@ -164,6 +216,40 @@ class AgentLink:
         _, got = await self._channel.ask(wire.ACCEPT, [port], takes=check_socket, descriptors=1, within=None)
         return got[0]
 
+    async def beneath(self, operation: str, root: str, identity: bytes, args: Sequence[bytes | int]) -> Fields:
+        """Carry out one operation below a root; see `_base.Agent.beneath`."""
+        is_long = operation in LONG
+        asked: Asked = [operation.encode(), to_bytes(root), identity, *args]
+        if not is_long:
+            return (await self._channel.ask(wire.BENEATH, asked))[0]
+        async with self._listings:
+            return (await self._channel.ask(wire.BENEATH_LONG, asked, within=TREE_WITHIN))[0]
+
+    async def open_beneath(
+        self, how: OpenHow, root: str, identity: bytes, path: str, flags: int = 0, mode: int = 0
+    ) -> tuple[File, Fields]:
+        """Open a regular file below a root; see `_base.Agent.open_beneath`."""
+        asked: Asked = [how.encode(), to_bytes(root), identity, to_bytes(path), flags, mode]
+        return await self._open(wire.BENEATH_OPEN, asked, os.O_RDONLY if how == "read" else os.O_WRONLY | flags)
+
+    async def watch(
+        self, path: str, *, root: str = "", identity: bytes = b"", recursive: bool = False, entries: bool = False
+    ) -> int:
+        """Begin to watch a directory; see `_base.Agent.watch`."""
+        asked: Asked = [to_bytes(root), identity, to_bytes(path), int(recursive), int(entries)]
+        fields, _ = await self._channel.ask(wire.WATCH, asked, undo=wire.WATCH_END)
+        return self._channel.number(fields)
+
+    async def watch_next(self, number: int, *, waits: bool) -> Events:
+        """What has happened; see `_base.Agent.watch_next`."""
+        within = None if waits else ANSWER_WITHIN
+        fields, _ = await self._channel.ask(wire.WATCH_NEXT, [number, int(waits)], within=within)
+        return self._events(fields)
+
+    async def unwatch(self, number: int) -> None:
+        """End a watcher; see `_base.Agent.unwatch`."""
+        await self._channel.ask(wire.WATCH_END, [number])
+
     async def ping(self) -> None:
         """Return once the agent has answered."""
         await self._channel.ask(wire.PING, [])
@@ -179,6 +265,15 @@ class AgentLink:
     def close(self) -> None:
         """Let go of the socket; what still waits gets AgentLost. Idempotent; does not call `on_lost`."""
         self._channel.close()
+
+    async def _open(self, kind: int, asked: Sequence[bytes | int], flags: int) -> tuple[File, Fields]:
+        """Send a request whose answer is an open file, over frames its number behind the fields. Returns the fields,
+        too."""
+        if self._channel.passes_descriptors:
+            fields, got = await self._channel.ask(kind, asked, takes=lambda fd: check_file(fd, flags), descriptors=1)
+            return DescriptorFile(got[0]), fields
+        fields, _ = await self._channel.ask(kind, asked, undo=wire.FILE_CLOSE)
+        return RemoteFile(self._channel, self._channel.number(fields[-1:])), fields[:-1]
 
     async def _start(
         self,
@@ -204,34 +299,56 @@ class AgentLink:
         )
         return AgentProcess(self._channel.number(told), status), got
 
-    def _entries(self, fields: Sequence[bytes]) -> Entries:
-        """Parse entries; breaks the link where they do not parse."""
-        entries = []
+    def _events(self, fields: Sequence[bytes]) -> Events:
+        """Parse events; breaks the link where they do not parse."""
+        events: Events = []
         at = 0
         try:
             while at < len(fields):
-                name, path, mode, size, uid, gid, mtime, target, target_mode, count = fields[at : at + 10]
-                at += 10
-                pairs = fields[at : at + 2 * wire.number(count)]
-                if wire.number(count) < 0 or len(pairs) != 2 * wire.number(count):
-                    raise ValueError("attributes are cut off")
-                at += len(pairs)
-                entries.append(
-                    Entry(
-                        name=to_text(name),
-                        path=to_text(path),
-                        mode=wire.number(mode),
-                        size=wire.number(size),
-                        uid=wire.number(uid),
-                        gid=wire.number(gid),
-                        mtime_ns=wire.number(mtime),
-                        link_target=to_text(target) if target else None,
-                        target_mode=wire.number(target_mode) if target_mode else None,
-                        xattrs={to_text(k): to_text(v) for k, v in zip(pairs[::2], pairs[1::2], strict=True)},
-                    )
-                )
-            if len(entries) > wire.MAX_ENTRIES:
-                raise ValueError("too many entries")
+                kind, name, count = wire.number(fields[at]), to_text(fields[at + 1]), wire.number(fields[at + 2])
+                at += 3
+                if count not in (0, 10) or not 0 <= kind < len(EVENT_KINDS):
+                    raise ValueError("an event of the wrong shape")
+                entries = self._entries(fields[at : at + count])
+                at += count
+                events.append(WatchEvent(EVENT_KINDS[kind], name, entries[0] if entries else None))
+        except (ValueError, IndexError) as error:
+            raise self._channel.broken(f"events that do not parse: {error}") from None
+        return events
+
+    def _entries(self, fields: Sequence[bytes]) -> Entries:
+        """Parse entries; breaks the link where they do not parse."""
+        try:
+            return entries_of(fields)
         except ValueError as error:
             raise self._channel.broken(f"entries that do not parse: {error}") from None
-        return entries
+
+
+def entries_of(fields: Sequence[bytes]) -> Entries:
+    """Parse entries. ValueError where they do not parse."""
+    entries = []
+    at = 0
+    while at < len(fields):
+        name, path, mode, size, uid, gid, mtime, target, target_mode, count = fields[at : at + 10]
+        at += 10
+        pairs = fields[at : at + 2 * wire.number(count)]
+        if wire.number(count) < 0 or len(pairs) != 2 * wire.number(count):
+            raise ValueError("attributes are cut off")
+        at += len(pairs)
+        entries.append(
+            Entry(
+                name=to_text(name),
+                path=to_text(path),
+                mode=wire.number(mode),
+                size=wire.number(size),
+                uid=wire.number(uid),
+                gid=wire.number(gid),
+                mtime_ns=wire.number(mtime),
+                link_target=to_text(target) if target else None,
+                target_mode=wire.number(target_mode) if target_mode else None,
+                xattrs={to_text(k): to_text(v) for k, v in zip(pairs[::2], pairs[1::2], strict=True)},
+            )
+        )
+    if len(entries) > wire.MAX_ENTRIES:
+        raise ValueError("too many entries")
+    return entries

@@ -33,13 +33,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandboxkit.errors import ConfigurationError, IsolationUnavailable
+from sandboxkit.local._config import engine_uid
 from sandboxkit.local.isolation import _cgroup1, _cgroup2, _kernel, _runtime
 from sandboxkit.local.isolation._expose import expose
 from sandboxkit.local.isolation._remedies import host_facts, remedy
 from sandboxkit.local.isolation._stale import KEPT, LOCK, clean_engine, group_name, reap_stale
 from sandboxkit.local.isolation._supervisor import die_with, fork_under_supervision
-
-ENGINE_UID = 90217
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +78,7 @@ def enter(state_dir: str | os.PathLike[str], *, readable: Sequence[str] = (), ke
     """
     if len(os.listdir("/proc/self/task")) != 1:
         raise RuntimeError("enter() must be called before any thread is started")
-    uid = _engine_uid() if os.geteuid() == 0 else os.geteuid()
+    uid = engine_uid()
     started_as_root = os.geteuid() == 0
     state = Path(os.path.abspath(state_dir))
     state.parent.mkdir(parents=True, exist_ok=True)
@@ -134,15 +133,6 @@ def _neutral_place(needed: Sequence[str]) -> Path:
 
 _held: list[int] = []
 """The lock's descriptor, open for as long as the process lives."""
-
-
-def _engine_uid() -> int:
-    text = os.environ.get("SANDBOXKIT_UID", "")
-    if not text:
-        return ENGINE_UID
-    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 2**32 - 1:
-        raise ConfigurationError(f"SANDBOXKIT_UID={text!r}: the number of an unprivileged user is needed.")
-    return int(text)
 
 
 def _take(state: Path, uid: int) -> int:

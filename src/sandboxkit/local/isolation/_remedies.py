@@ -10,6 +10,11 @@ MISSING_BWRAP = (
     "`apt-get install bubblewrap`."
 )
 
+MISSING_RUNSC = (
+    "Install gVisor's runsc (Debian and Ubuntu: `apt-get install runsc`; others: gVisor's own packages) so that it is "
+    "on the PATH, or let SANDBOXKIT_RUNSC name it."
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:

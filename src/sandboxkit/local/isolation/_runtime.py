@@ -77,21 +77,31 @@ def host_root(root: Path = Path("/")) -> HostRoot:
     )
 
 
-def mount_read_only(runtime: Path, source: str, name: str, *, above: tuple[str, ...] = ()) -> Path:
+def bind_source(runtime: Path, source: str) -> str:
+    """Bind a host directory below RUNTIME/src; its relative path there, of which overlays are made."""
+    lower = f"src/{len(os.listdir(runtime / 'src'))}"
+    (runtime / lower).mkdir()
+    _kernel.mount(source, str(runtime / lower), None, _kernel.MS_BIND | _kernel.MS_REC)
+    return lower
+
+
+def mount_read_only(
+    runtime: Path, source: str, name: str, *, above: tuple[str, ...] = (), below: tuple[str, ...] = ()
+) -> Path:
     """Show a host directory at RUNTIME/`name` (which exists), read-only and without its host path.
 
     Args:
         above: directories of RUNTIME, as relative paths, whose files lie over those of the source.
+        below: further host directories, which show through it.
     """
-    number = len(os.listdir(runtime / "src"))
-    lower = f"src/{number}"
-    (runtime / lower).mkdir()
-    _kernel.mount(source, str(runtime / lower), None, _kernel.MS_BIND | _kernel.MS_REC)
+    lower, *rest = (bind_source(runtime, one) for one in (source, *below))
     target = runtime / name
     try:
-        stack = ":".join((*above, lower, "empty"))
-        _kernel.mount("overlay", str(target), "overlay", READ_ONLY, f"lowerdir={stack}")
+        stack = ":".join((*above, lower, *rest, "empty"))
+        _kernel.mount("overlay", str(target), "overlay", READ_ONLY, f"lowerdir={stack},userxattr")
     except OSError:
+        if rest:
+            raise
         # Kernels before 5.11 keep overlays from ordinary users. A bind shows its host path in mountinfo.
         _kernel.mount(lower, str(target), None, _kernel.MS_BIND | _kernel.MS_REC)
         for layer in above:
@@ -100,6 +110,16 @@ def mount_read_only(runtime: Path, source: str, name: str, *, above: tuple[str, 
                 if place.exists():
                     _kernel.mount(str(file), str(place), None, _kernel.MS_BIND)
     return target
+
+
+def mount_writable(runtime: Path, target: str, *, lowers: tuple[str, ...], upper: str, work: str) -> None:
+    """Show directories at RUNTIME/`target`, what is written there going to `upper`. All are relative to RUNTIME.
+
+    The marks of what was removed or replaced are extended attributes of the user's: the only ones that an engine
+    without privileges may set.
+    """
+    options = f"lowerdir={':'.join(lowers)},upperdir={upper},workdir={work},userxattr"
+    _kernel.mount("overlay", str(runtime / target), "overlay", _kernel.MS_NOSUID | _kernel.MS_NODEV, options)
 
 
 def _build_agent(target: Path) -> None:

@@ -81,6 +81,11 @@ class Watchdog:
         for pid, place in self._places.items():
             by_place.setdefault(place, []).append(pid)
         for box in boxes:
+            whole = box.memory_outside()
+            if whole is not None:
+                if whole > box.memory_limit:
+                    box.begin_end(BoxEnd("memory", f"over its limit of {box.memory_limit} bytes"))
+                continue
             pids = by_place.get(namespace_of(box.init_pid) or "", [])
             memory = {pid: resident(pid) for pid in pids}
             files = box.disk_used()

@@ -10,10 +10,10 @@ the call over to an asyncio loop where the caller's is not one.
 """
 
 from sandboxkit._foreign import wait_at_exit
-from sandboxkit.provider._e2b._colours import async_twin, file_access, sync_twin
+from sandboxkit.provider._e2b._colours import async_twin, sync_twin, taken_up
 from sandboxkit.provider._e2b._provider import E2BProvider
 from sandboxkit.provider._e2b._sandbox import E2BSandbox
 
-__all__ = ["E2BProvider", "E2BSandbox", "async_twin", "file_access", "sync_twin"]
+__all__ = ["E2BProvider", "E2BSandbox", "async_twin", "sync_twin", "taken_up"]
 
 wait_at_exit()

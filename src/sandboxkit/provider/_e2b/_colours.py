@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import e2b
 import e2b_code_interpreter as interpreter
@@ -10,8 +10,7 @@ import e2b_code_interpreter as interpreter
 from sandboxkit.errors import (
     ConfigurationError,
 )
-from sandboxkit.provider._e2b._files import E2BFiles
-from sandboxkit.provider._e2b._request import cross
+from sandboxkit.provider._e2b._sandbox import E2BSandbox
 
 if TYPE_CHECKING:
     # mypy takes the package's own name for that of the SDK below it, which is star-imported first.
@@ -20,8 +19,8 @@ else:
     from e2b_code_interpreter import AsyncSandbox
 
 
-def file_access(sandbox: object) -> E2BFiles:
-    """`Files` for one of the SDK's own asynchronous sandboxes.
+def taken_up(sandbox: object) -> E2BSandbox:
+    """A `ProviderSandbox` for one of the SDK's own asynchronous sandboxes.
 
     Raises:
         ConfigurationError: it is a synchronous one (which SafeFS takes), or no sandbox at all.
@@ -30,7 +29,7 @@ def file_access(sandbox: object) -> E2BFiles:
         raise ConfigurationError("AsyncSafeFS takes an AsyncSandbox; this is a synchronous Sandbox: use SafeFS.")
     if not isinstance(sandbox, e2b.AsyncSandbox):
         raise ConfigurationError(f"A sandbox is needed (the SDK's AsyncSandbox), not {type(sandbox).__name__}.")
-    return E2BFiles(sandbox, cross, lambda: None)
+    return E2BSandbox(cast("AsyncSandbox", sandbox), "", None)  # files and commands are those of the base class
 
 
 def async_twin(sandbox: object) -> AsyncSandbox:

@@ -77,6 +77,16 @@ class E2BProvider:
             for info in page:
                 yield _sandbox_info(info)
 
+    async def info(self, sandbox_id: str) -> SandboxInfo:
+        found = self._reached()
+        if found is None:
+            raise _no_engine(sandbox_id)
+        engine, options = found
+        told: e2b.SandboxInfo = await _way(engine, sandbox_id)(
+            one_request, lambda: AsyncSandbox.get_info(sandbox_id, **options), "asking for it", sandbox_id
+        )
+        return _sandbox_info(told)
+
     async def kill(self, sandbox_id: str) -> bool:
         found = self._reached()
         if found is None:
@@ -131,6 +141,8 @@ class E2BProvider:
                 envs={**network.envs, **request.envs},
                 **network.arguments(),
                 idempotency_key=request.idempotency_key,
+                # What resumes a paused one is said by its session, not by whoever finds one of its URLs.
+                lifecycle={"on_timeout": "pause", "auto_resume": False} if request.at_end == "pause" else None,
                 **options,
             )
 
@@ -151,10 +163,7 @@ class E2BProvider:
     async def _connect(self, sandbox_id: str, lifetime: float) -> E2BSandbox:
         found = self._reached()
         if found is None:
-            raise SandboxNotFound(
-                f"Sandbox {sandbox_id} was not found: the local engine of this process does not run.",
-                sandbox_id=sandbox_id,
-            )
+            raise _no_engine(sandbox_id)
         engine, options = found
         seconds = math.ceil(lifetime)
 
@@ -165,6 +174,12 @@ class E2BProvider:
             return E2BSandbox(raw, info.name or info.template_id, info.end_at, way)
 
         return await one_request(connect, "connecting to it", sandbox_id)
+
+
+def _no_engine(sandbox_id: str) -> SandboxNotFound:
+    return SandboxNotFound(
+        f"Sandbox {sandbox_id} was not found: the local engine of this process does not run.", sandbox_id=sandbox_id
+    )
 
 
 def _way(engine: Engine | None, sandbox_id: str) -> TrioCall | Here | CallOnOwnEngine:

@@ -24,8 +24,11 @@ from sandboxkit.provider import _errors
 from sandboxkit.provider._asyncio import Here, TrioCall
 from sandboxkit.provider._base import OnOutput, OnResult
 from sandboxkit.provider._e2b._commands import START_LIMIT, E2BCommand, Listener, Stopped, told
+from sandboxkit.provider._e2b._confined import EngineConfined, has_confined
 from sandboxkit.provider._e2b._files import E2BFiles
+from sandboxkit.provider._e2b._loopback import is_on_the_engine, loopback_url
 from sandboxkit.provider._e2b._own_engine import CallOnOwnEngine
+from sandboxkit.provider._e2b._probe import status_of
 from sandboxkit.provider._e2b._request import cross, one_request
 from sandboxkit.provider._output import OutputKeeper, result_size
 
@@ -54,6 +57,7 @@ class E2BSandbox:
         self._way = way
         self._template = template
         self._end_at = end_at
+        self._has_confined: bool | None = None
         self._files = E2BFiles(raw, way, lambda: self._end_at)
 
     @property
@@ -75,6 +79,11 @@ class E2BSandbox:
     @property
     def files(self) -> E2BFiles:
         return self._files
+
+    async def confined(self, root: str) -> EngineConfined | None:
+        if self._has_confined is None:
+            self._has_confined = await self._way()(has_confined, self._raw, root)
+        return EngineConfined(self._raw, self._way, root) if self._has_confined else None
 
     async def run_code(
         self,
@@ -151,12 +160,32 @@ class E2BSandbox:
             return False
         return running
 
+    async def pause(self) -> None:
+        await self._way()(one_request, self._raw.pause, "pausing it", self.sandbox_id)
+        self._end_at = None  # it has none until it goes on
+
     def host(self, port: int) -> str:
         return self._raw.get_host(port)
 
-    def url(self, port: int) -> str:
+    async def url(self, port: int) -> str:
+        if not is_on_the_engine(self._raw):
+            await anyio.lowlevel.checkpoint()
+            return self.browser_url(port)
+        opened: str | None = await self._way()(
+            one_request, lambda: loopback_url(self._raw, port), f"opening port {port}", self.sandbox_id
+        )
+        return opened or self.browser_url(port)
+
+    def browser_url(self, port: int) -> str:
         served = self._raw.connection_config.get_sandbox_url(self.sandbox_id, self._raw.sandbox_domain)
         return f"{served.partition('://')[0]}://{self.host(port)}"
+
+    async def http_status(self, port: int, path: str = "/", *, timeout: float = 10.0) -> int | None:
+        url = f"{await self.url(port)}/{path.removeprefix('/')}"
+        token = self._raw.traffic_access_token
+        headers = {} if token is None else {"e2b-traffic-access-token": token}
+        status: int | None = await self._way()(status_of, url, headers, timeout, self.sandbox_id)
+        return status
 
     async def kill(self) -> bool:
         try:

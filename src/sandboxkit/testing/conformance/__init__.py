@@ -13,7 +13,7 @@ It kills what it made. It fails with an AssertionError whose message is the sent
 
 from __future__ import annotations
 
-from sandboxkit.testing.conformance import _code, _commands, _create, _files, _life  # noqa: F401  # they add theirs
+from sandboxkit.testing.conformance import _code, _commands, _create, _files, _life, _pause  # noqa: F401  # they add theirs
 from sandboxkit.testing.conformance._check import CHECKS, Check, name_of
 
 __all__ = ["CHECKS", "Check", "name_of"]

@@ -93,13 +93,21 @@ async def list_goes_over_all(provider: Provider, *, template: str = CODE_INTERPR
 
 
 @check
-async def host_and_url_need_no_request(provider: Provider, *, template: str = CODE_INTERPRETER) -> None:
-    """host() names the port and the sandbox, also of one that is gone; url() is that with a scheme."""
+async def ports_have_urls(provider: Provider, *, template: str = CODE_INTERPRETER) -> None:
+    """host() names the port and the sandbox, also of one that is gone; browser_url() is that with a scheme. url() is
+    for programs, and may have to be asked for."""
     async with running(provider, template) as sandbox:
+        schemes = {f"{scheme}://{sandbox.host(3000)}" for scheme in ("http", "https")}
+        url = await sandbox.url(3000)
+        must(url in schemes or url.startswith("http://127.0.0.1:"), "url() is the name's, or a loopback port's.")
+        must(await sandbox.url(3000) == url, "url() stays the same.")
+        must(await sandbox.http_status(3000) is None, "Where nobody listens there is no status.")
         await sandbox.kill()
         must(sandbox.host(3000).startswith(f"3000-{sandbox.sandbox_id}."), "host() names port and sandbox.")
-        schemes = {f"{scheme}://{sandbox.host(3000)}" for scheme in ("http", "https")}
-        must(sandbox.url(3000) in schemes, "url() is host() with the endpoint's scheme.")
+        must(sandbox.browser_url(3000) in schemes, "browser_url() is host() with the endpoint's scheme.")
+        await raises(SandboxNotFound, lambda: sandbox.http_status(3000), "A sandbox that is gone has no status.")
+        if url not in schemes:
+            await raises(SandboxNotFound, lambda: sandbox.url(3000), "A port of a sandbox that is gone is not opened.")
 
 
 @check

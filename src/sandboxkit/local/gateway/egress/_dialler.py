@@ -11,7 +11,7 @@ import contextlib
 import ipaddress
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Protocol
 
 from sandboxkit.local._descriptors import MAX_CALLS_SHARE, limit
@@ -51,7 +51,7 @@ class Dialler:
     """One per engine.
 
     Args:
-        closed_ports: ports of this machine that nobody may reach from a sandbox: the engine's own.
+        closed_ports: ports of this machine that nobody may reach from a sandbox: the engine's own. It may change.
         resolve, is_own: how names are looked up and how this machine's own addresses are known.
         connections: connections at once, for all sandboxes; None means what the limit on open files leaves room for.
     """
@@ -59,7 +59,7 @@ class Dialler:
     def __init__(
         self,
         *,
-        closed_ports: frozenset[int] = frozenset(),
+        closed_ports: Set[int] = frozenset(),
         resolve: Resolve = by_the_system,
         is_own: Callable[[Address], bool] = _routes.is_own,
         connections: int | None = None,

@@ -1,0 +1,88 @@
+"""Unpacks the archive of a template's COPY step inside the box of its build, where a hostile one can hurt only that.
+
+    python3 -I -S unpack.py SOURCE TARGET INTO MODE PLACE MAX_BYTES MAX_FILES   < archive
+
+Paths in the archive are relative to the template's folder. What SOURCE, a pattern, matches of them goes to TARGET as
+Docker's COPY does it: a folder's content is merged into TARGET, a file becomes TARGET, or goes into it where INTO is 1,
+where TARGET is a directory, or where there are several. PLACE is a directory on the same file system as TARGET.
+"""
+
+import glob
+import os
+import shutil
+import stat
+import sys
+import tarfile
+import tempfile
+
+
+def main() -> None:
+    """Unpack, place, and leave nothing else; the reason of a failure goes to standard error."""
+    source, target, into, mode, place, max_bytes, max_files = sys.argv[1:]
+    os.umask(0o022)
+    os.makedirs(place, exist_ok=True)
+    root = tempfile.mkdtemp(prefix=".copying-", dir=place)
+    try:
+        unpack(root, max_bytes=int(max_bytes), max_files=int(max_files))
+        if mode:
+            set_modes(root, int(mode, 8))
+        put(root, source, target, into=into == "1")
+    except (OSError, tarfile.TarError, EOFError, ValueError) as error:
+        sys.exit(f"COPY {source}: {error}")
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def unpack(root: str, *, max_bytes: int, max_files: int) -> None:
+    """Unpack standard input below `root`. ValueError where it is too much."""
+    total = 0
+    with tarfile.open(fileobj=sys.stdin.buffer, mode="r|*") as archive:
+        for number, member in enumerate(archive):
+            total += member.size
+            if number >= max_files or total > max_bytes:
+                raise ValueError(f"the archive holds more than {max_files:,} files or {max_bytes:,} bytes")
+            archive.extract(member, root, filter="data")
+
+
+def set_modes(root: str, mode: int) -> None:
+    """Give every file this mode, and every directory the right to be entered where it may be read."""
+    enter = mode | (mode & 0o444) >> 2 | 0o700
+    for folder, folders, files in os.walk(root):
+        for name in files:
+            path = os.path.join(folder, name)
+            if stat.S_ISREG(os.lstat(path).st_mode):
+                os.chmod(path, mode)
+        for name in folders:
+            if not os.path.islink(os.path.join(folder, name)):
+                os.chmod(os.path.join(folder, name), enter)
+
+
+def put(root: str, source: str, target: str, *, into: bool) -> None:
+    """Move what matches to its place."""
+    pattern = os.path.normpath(source)
+    found = ["."] if pattern == "." else sorted(glob.glob(pattern, root_dir=root, recursive=True, include_hidden=True))
+    found = [name for name in found if not any(name.startswith(other + "/") for other in found)]
+    if not found:
+        raise ValueError("nothing in the archive has this name")
+    into = into or len(found) > 1 or os.path.isdir(target)
+    for name in found:
+        path = os.path.join(root, name)
+        is_folder = os.path.isdir(path) and not os.path.islink(path)
+        move(path, os.path.join(target, os.path.basename(name)) if into and not is_folder else target)
+
+
+def move(path: str, target: str) -> None:
+    """Move one entry; a folder is merged into one that is there."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        os.makedirs(target, exist_ok=True)
+        for name in os.listdir(path):
+            move(os.path.join(path, name), os.path.join(target, name))
+        return
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    if os.path.lexists(target) and (os.path.islink(target) or not os.path.isdir(target)):
+        os.unlink(target)
+    shutil.move(path, target)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What SafeFS sends into a sandbox: programs that run there, never here."""
