@@ -142,12 +142,36 @@ def test_traffic_brings_it_back_where_wanted(create: Callable[..., Any]) -> None
     assert sandbox.commands.run("echo back").stdout == "back\n"
 
 
-def test_a_pause_of_the_files_alone_is_refused_by_name(create: Callable[..., Any]) -> None:
-    """A pause that forgets the memory is not to be had here, and says so; the sandbox runs on."""
-    sandbox = create()
-    with pytest.raises(e2b.SandboxException, match="memory=false"):
-        sandbox.pause(keep_memory=False)
-    assert sandbox.is_running()
+def test_a_pause_of_the_files_alone(create: Callable[..., Any]) -> None:
+    """A pause that forgets the memory keeps the files, and ends every process; so does a connect that starts anew."""
+    sandbox = create(envs={"A": "b"})
+    sandbox.run_code("x = 1")
+    sandbox.files.write("/home/user/dir/kept", "yes")
+    sandbox.files.write("/tmp/kept", "too")
+    assert sandbox.pause(mode="filesystem") is True
+    assert sandbox.pause(mode="filesystem") is False
+    assert sandbox.get_info().state is SandboxState.PAUSED
+    assert sandbox.is_running() is False
+    sandbox.connect(timeout=60)
+    assert sandbox.run_code("'x' in dir()").text == "False"
+    assert sandbox.files.read("dir/kept") == "yes"
+    assert sandbox.files.read("/tmp/kept") == "too"
+    assert sandbox.commands.run("echo $A").stdout == "b\n"
+    sandbox.run_code("x = 1")
+    sandbox.pause()
+    sandbox.connect(timeout=60, on_resume="reboot")
+    assert sandbox.run_code("'x' in dir()").text == "False"
+    assert sandbox.files.read("dir/kept") == "yes"
+
+
+def test_its_time_being_up_keeps_the_files_alone(create: Callable[..., Any]) -> None:
+    """With `on_timeout` of the mode "filesystem" the end of its life keeps the files; connect() brings them back."""
+    sandbox = create(lifecycle={"on_timeout": {"action": "pause", "mode": "filesystem"}})
+    sandbox.run_code("open('f', 'w').write('here')")
+    sandbox.set_timeout(0)
+    assert sandbox.get_info().state is SandboxState.PAUSED
+    sandbox.connect(timeout=60)
+    assert sandbox.run_code("open('f').read()").text == "here"
 
 
 def test_a_strict_pause_is_a_pause(create: Callable[..., Any]) -> None:

@@ -223,7 +223,6 @@ def test_an_unknown_template_is_named(sdk: Options) -> None:
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"lifecycle": {"on_timeout": {"action": "pause", "mode": "filesystem"}}}, "autoPauseMemory"),
         ({"network": {"allow_out": ["0x7f.1"]}}, "network.allowOut"),
         ({"network": {"rules": {"example.com": [{"transform": {"headers": {"A": "b"}}}]}}}, "network.rules"),
         ({"network": {"egress_proxy": {"address": "proxy.example:1080"}}}, "network.egressProxy"),
@@ -249,11 +248,9 @@ def test_options_that_hold_already_are_accepted(create: Callable[..., e2b.Sandbo
 
 
 def test_calls_that_come_later_say_so(create: Callable[..., e2b.Sandbox], sdk: Options) -> None:
-    """Snapshots, fork and templates over the API are refused with a message that names them."""
+    """Volumes and secrets are refused with a message that names them."""
     sandbox = create()
     calls: list[tuple[Callable[[], Any], str]] = [
-        (sandbox.create_snapshot, "snapshots"),
-        (lambda: e2b.Sandbox.list_snapshots(**sdk).next_items(), "snapshots"),
         (lambda: e2b.Volume.list(**{k: v for k, v in sdk.items() if k != "sandbox_url"}), "volumes"),
     ]
     for call, named in calls:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
@@ -53,6 +53,10 @@ class RegistryLives(RuleBasedStateMachine):
         self.wall = START
         self.deadlines: dict[str, float] = {}
         self.paused: set[str] = set()
+        self.stored: set[str] = set()
+        self.restoring: set[str] = set()
+        self.persisted: set[str] = set()
+        self.old_deadlines: dict[str, float] = {}
         self.auto_pause: set[str] = set()
         self.ending: set[str] = set()
         self.ever: set[str] = set()
@@ -70,7 +74,7 @@ class RegistryLives(RuleBasedStateMachine):
     def is_paused(self, sandbox_id: str) -> bool:
         """Whether it counts as paused: also where its time is up and nobody has acted on it yet."""
         waits = sandbox_id in self.deadlines and not self.is_live(sandbox_id) and sandbox_id in self.auto_pause
-        return sandbox_id in self.paused or waits
+        return sandbox_id in self.paused | self.stored | self.restoring or waits
 
     @rule(
         seconds=st.floats(min_value=0, max_value=20) | st.just(KEYS_KEPT_FOR),
@@ -80,6 +84,11 @@ class RegistryLives(RuleBasedStateMachine):
         """The monotonic clock goes on; the wall clock does as it likes."""
         self.monotonic += seconds
         self.wall += timedelta(seconds=seconds + jump)
+
+    def placed(self) -> int:
+        """How many hold a place under the cap."""
+        holders = (self.in_making, self.deadlines, self.paused, self.restoring, self.ending)
+        return sum(len(each) for each in holders)
 
     @rule(
         target=making,
@@ -101,7 +110,7 @@ class RegistryLives(RuleBasedStateMachine):
             elif refusal.status != 429:
                 raise
             else:
-                assert len(self.in_making) + len(self.deadlines) + len(self.paused) + len(self.ending) == CAP
+                assert self.placed() == CAP
             return ""
         sandbox = decision.sandbox
         if isinstance(decision, Repeat):
@@ -168,7 +177,8 @@ class RegistryLives(RuleBasedStateMachine):
 
     @rule(sandbox_id=ids)
     def end(self, sandbox_id: str) -> None:
-        assert self.registry.end(sandbox_id) == (sandbox_id in self.deadlines or sandbox_id in self.paused)
+        known = {*self.deadlines, *self.paused, *self.stored, *self.restoring}
+        assert self.registry.end(sandbox_id) == (sandbox_id in known)
         self._ends(sandbox_id)
 
     @rule(sandbox_id=ids)
@@ -184,24 +194,105 @@ class RegistryLives(RuleBasedStateMachine):
 
     @rule(sandbox_id=ids, seconds=st.integers(min_value=1, max_value=50))
     def resumed(self, sandbox_id: str, seconds: int) -> None:
-        if sandbox_id not in self.paused:
+        """One whose processes wait goes on with its memory; one that a box was made for has lost it."""
+        if sandbox_id not in self.paused | self.restoring:
             with pytest.raises(Refused) as refusal:
                 self.registry.resumed(sandbox_id, seconds, self.now())
             assert refusal.value.status == 404
             return
-        assert self.registry.resumed(sandbox_id, seconds, self.now()).state is State.LIVE
-        self.paused.remove(sandbox_id)
+        resumed = self.registry.resumed(sandbox_id, seconds, self.now())
+        assert (resumed.state, resumed.pause_mode, resumed.persisted) == (State.LIVE, None, False)
+        assert resumed.memory_lost == (sandbox_id in self.restoring)
+        self.paused.discard(sandbox_id)
+        self.restoring.discard(sandbox_id)
+        self.persisted.discard(sandbox_id)
         self.deadlines[sandbox_id] = self.monotonic + seconds
+
+    @rule(sandbox_id=ids)
+    def stopped(self, sandbox_id: str) -> None:
+        """A pause that is done says what it has kept; of one that is in no pause nothing changes."""
+        self.registry.stopped(sandbox_id)
+        if sandbox_id in self.paused:
+            assert self.registry.get(sandbox_id, self.now()).pause_mode == "full"
+
+    @rule(sandbox_id=ids)
+    def pause_failed(self, sandbox_id: str) -> None:
+        """A pause that cannot be done leaves the sandbox the time that it had."""
+        self.registry.pause_failed(sandbox_id, self.now())
+        if sandbox_id in self.paused:
+            self.paused.remove(sandbox_id)
+            self.persisted.discard(sandbox_id)
+            self.deadlines[sandbox_id] = self.old_deadlines[sandbox_id]
+
+    @rule(sandbox_id=ids)
+    def persisted_copy(self, sandbox_id: str) -> None:
+        """A copy counts only while the sandbox is paused."""
+        assert self.registry.persisted(sandbox_id) == (sandbox_id in self.paused)
+        if sandbox_id in self.paused:
+            self.persisted.add(sandbox_id)
+
+    @rule(sandbox_id=ids, persisted=st.booleans())
+    def stored_as_files(self, sandbox_id: str, persisted: bool) -> None:
+        """Of a paused one there may be files alone, and then its place is free."""
+        assert self.registry.stored(sandbox_id, persisted=persisted) == (sandbox_id in self.paused)
+        if sandbox_id in self.paused:
+            self.paused.remove(sandbox_id)
+            self.stored.add(sandbox_id)
+            (self.persisted.add if persisted else self.persisted.discard)(sandbox_id)
+
+    @rule(sandbox_id=ids)
+    def restore(self, sandbox_id: str) -> None:
+        """A box is made for a stored one alone, and only where there is a place."""
+        if sandbox_id in self.stored and self.placed() < CAP:
+            assert self.registry.restoring(sandbox_id).state is State.RESTORING
+            self.stored.remove(sandbox_id)
+            self.restoring.add(sandbox_id)
+            return
+        with pytest.raises(Refused) as refusal:
+            self.registry.restoring(sandbox_id)
+        assert refusal.value.status == (429 if sandbox_id in self.stored else 404)
+
+    @rule(sandbox_id=ids)
+    def restore_failed(self, sandbox_id: str) -> None:
+        """It is stored as before."""
+        self.registry.restore_failed(sandbox_id)
+        if sandbox_id in self.restoring:
+            self.restoring.remove(sandbox_id)
+            self.stored.add(sandbox_id)
+
+    @rule(target=ids)
+    def given_back(self) -> str:
+        """What an engine before this one has kept is there again, past the cap too; and once."""
+        sandbox_id = f"old{len(self.ever)}"
+        kept = Sandbox(
+            sandbox_id=sandbox_id,
+            access_token="t",
+            wanted=wanted(),
+            state=State.STORED,
+            started_at=START,
+            end_at=START,
+            deadline=0.0,
+        )
+        assert self.registry.given_back(kept)
+        assert not self.registry.given_back(kept)
+        self.ever.add(sandbox_id)
+        self.stored.add(sandbox_id)
+        self.persisted.add(sandbox_id)
+        return sandbox_id
 
     @rule(sandbox_id=ids)
     def look(self, sandbox_id: str) -> None:
         """What `get` and `running` say of one sandbox is the same truth."""
         try:
-            state = self.registry.get(sandbox_id, self.now()).state
+            found = self.registry.get(sandbox_id, self.now())
         except Refused:
-            state = None
+            found = None
+        state = None if found is None else found.state
         expected = State.LIVE if self.is_live(sandbox_id) else State.PAUSED if self.is_paused(sandbox_id) else None
+        for others, exact in ((self.stored, State.STORED), (self.restoring, State.RESTORING)):
+            expected = exact if sandbox_id in others else expected
         assert state is expected
+        assert found is None or found.persisted == (sandbox_id in self.persisted)
         if expected is State.LIVE:
             assert self.registry.running(sandbox_id, self.now()).state is State.LIVE
             return
@@ -241,7 +332,7 @@ class RegistryLives(RuleBasedStateMachine):
             token = page.next_token
             if token is None:
                 break
-        known = {*self.deadlines, *self.paused}
+        known = {*self.deadlines, *self.paused, *self.stored, *self.restoring}
         assert sorted(found) == sorted(one for one in known if self.is_live(one) or self.is_paused(one))
         for name, predicate in (("running", self.is_live), ("paused", self.is_paused)):
             page = self.registry.page(Query(states=frozenset({name})), self.now())
@@ -254,19 +345,23 @@ class RegistryLives(RuleBasedStateMachine):
             State.MAKING: len(self.in_making),
             State.LIVE: len(self.deadlines),
             State.PAUSED: len(self.paused),
+            State.STORED: len(self.stored),
+            State.RESTORING: len(self.restoring),
             State.ENDING: len(self.ending),
         }
         assert len(self.ever) == self.failed_count + self.gone_count + sum(counts.values())
-        assert sum(counts.values()) <= CAP
+        assert sum(counts.values()) - counts[State.STORED] <= CAP
+        assert self.registry.room() == CAP - self.placed()
         assert self.registry.next_deadline() == min(self.deadlines.values(), default=None)
 
     def _ends(self, sandbox_id: str) -> None:
-        if self.deadlines.pop(sandbox_id, None) is not None or sandbox_id in self.paused:
-            self.paused.discard(sandbox_id)
+        if self.deadlines.pop(sandbox_id, None) is not None or self.is_paused(sandbox_id):
+            for states in (self.paused, self.stored, self.restoring, self.persisted):
+                states.discard(sandbox_id)
             self.ending.add(sandbox_id)
 
     def _pauses(self, sandbox_id: str) -> None:
-        del self.deadlines[sandbox_id]
+        self.old_deadlines[sandbox_id] = self.deadlines.pop(sandbox_id)
         self.paused.add(sandbox_id)
 
 
@@ -309,6 +404,53 @@ def test_pages_are_stable_while_sandboxes_come_and_go(
         if leaving:
             registry.end(leaving.pop())
     assert [one for one in seen if one in staying] == (staying if order == "asc" else staying[::-1])
+
+
+@given(data=st.data(), order=st.sampled_from(["asc", "desc"]), limit=st.integers(min_value=1, max_value=4))
+def test_whatever_changes_between_pages(data: st.DataObject, order: str, limit: int) -> None:
+    """Between two pages sandboxes come, go, pause, are stored and resumed: each that is there throughout is listed
+    once, in the order of its start, and none twice."""
+    numbers = itertools.count()
+    registry = Registry(max_sandboxes=100, new_id=lambda: f"i{next(numbers)}", new_token=lambda: "t")
+    now = Now(0.0, START)
+
+    def add() -> str:
+        return registry.made(registry.create(wanted(), now).sandbox.sandbox_id, now).sandbox_id
+
+    def change(one: str) -> None:
+        state = registry.get(one, now).state
+        if state is State.LIVE:
+            registry.pause(one, now)
+        elif state is State.PAUSED and data.draw(st.booleans()):
+            registry.stored(one, persisted=True)
+        elif state is State.STORED:
+            registry.restoring(one)
+        else:
+            registry.resumed(one, 30, now)
+
+    staying = [add() for _ in range(data.draw(st.integers(min_value=1, max_value=8)))]
+    leaving = [add() for _ in range(data.draw(st.integers(min_value=0, max_value=4)))]
+    seen: list[str] = []
+    token = None
+    while True:
+        page = registry.page(Query(order="asc" if order == "asc" else "desc", limit=limit, token=token), now)
+        seen += [one.sandbox_id for one in page.sandboxes]
+        token = page.next_token
+        if token is None:
+            break
+        for _ in range(data.draw(st.integers(min_value=0, max_value=3))):
+            move = data.draw(st.sampled_from(["add", "leave", "change"]))
+            if move == "add" and len(seen) < 50:
+                add()
+            elif move == "leave" and leaving:
+                registry.end(leaving.pop())
+            elif move == "change":
+                change(data.draw(st.sampled_from(staying)))
+        if len(seen) > 60:
+            break
+    assert len(seen) == len(set(seen))
+    if token is None:
+        assert [one for one in seen if one in staying] == (staying if order == "asc" else staying[::-1])
 
 
 @pytest.mark.parametrize(

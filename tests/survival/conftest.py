@@ -58,6 +58,11 @@ def alive(pids: set[int]) -> set[int]:
     return pids & parents().keys()
 
 
+def _engines_in(folder: Path) -> list[str]:
+    """The directories that belong to one engine each."""
+    return sorted(name for name in os.listdir(folder) if not name.startswith("kept-")) if folder.exists() else []
+
+
 def no_tracebacks(run: EngineRun) -> None:
     """Nothing happened that the engine did not expect."""
     assert "Traceback" not in run.log(), run.log()[-6000:]
@@ -185,7 +190,13 @@ class EngineRun:
 
     def state_directories(self) -> list[str]:
         """What engines with this state root keep, or left."""
-        return sorted(os.listdir(self.root / "run")) if (self.root / "run").exists() else []
+        return _engines_in(self.root / "run")
+
+    def kept(self) -> list[str]:
+        """What lies in the store that outlives engines, but for its lock."""
+        folders = (self.root / "run").glob("kept-*")
+        files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
+        return sorted(path.name for path in files if path.name != "claim")
 
     def cgroups(self) -> list[str]:
         """Control groups, whatever they belong to, that are named after this engine."""
@@ -267,7 +278,7 @@ def starter(request: pytest.FixtureRequest) -> Iterator[Start]:
     for run in started:
         run.stop()
     left = {pid for run in started for pid in alive(run.all_pids())}
-    directories = sorted(os.listdir(root / "run")) if (root / "run").exists() else []
+    directories = _engines_in(root / "run")
     groups = [group for run in started for group in run.cgroups()]
     shutil.rmtree(root, ignore_errors=True)
     assert not left, f"left running: {left}"

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import shutil
 import socket
 import tempfile
 import threading
@@ -24,9 +25,11 @@ from sandboxkit.local._config import EngineConfig
 from sandboxkit.local._sandbox import SandboxSettings
 from sandboxkit.local._serve import Engine
 from sandboxkit.local.control._parts import Services
+from sandboxkit.local.control._store import open_store
 from sandboxkit.local.gateway._listener import bind
 from sandboxkit.local.images import BuiltTemplate
 from sandboxkit.local.images._store import Store, give_store
+from sandboxkit.local.isolation._archive import Packed, Stopped, TooLarge
 from sandboxkit.local.isolation._base import Agent, AgentError, AgentLost, BoxEnd, BoxSpec, LimitInForce, Usage
 
 
@@ -34,6 +37,8 @@ class EmptyBox:
     """A box with nothing in it, which can be made to end."""
 
     def __init__(self, spec: BoxSpec, isolation: EmptyIsolation) -> None:
+        self.files = b"" if spec.files is None else os.pread(spec.files, 1 << 20, 0)
+        self.resumed = 0
         self.box_id = spec.box_id
         self.agent = cast(Agent, self)  # the services of this engine ask it for nothing
         self.limits: tuple[LimitInForce, ...] = (LimitInForce("memory", spec.limits.memory, "watchdog", "a note"),)
@@ -76,6 +81,26 @@ class EmptyBox:
         if self.ended.done():
             raise AgentLost
         self.is_paused = False
+        self.resumed += 1
+
+    async def save(self, descriptor: int, *, most: int, stop: threading.Event) -> Packed:
+        assert self.is_paused
+        self._isolation.saving += 1
+        try:
+            while not self._isolation.letting_save.is_set():
+                if stop.is_set():
+                    raise Stopped("stopped")
+                await asyncio.sleep(0.001)
+        finally:
+            self._isolation.saving -= 1
+        if self._isolation.save_failure is not None:
+            raise self._isolation.save_failure
+        if self.ended.done():
+            raise AgentLost
+        if len(self.files) > most:
+            raise TooLarge("too much")
+        os.write(descriptor, self.files)
+        return Packed(len(self.files), 1, 0)
 
     async def usage(self) -> Usage:
         return Usage(cpu_seconds=0.5, memory=1000, cache=300, disk=2000, processes=3)
@@ -97,11 +122,15 @@ class EmptyIsolation:
     at_once: int = 0
     most_at_once: int = 0
     failure: BaseException | None = None
+    letting_save: asyncio.Event = field(default_factory=asyncio.Event)
+    saving: int = 0
+    save_failure: BaseException | None = None
 
     async def start(self) -> None:
         self.making.set()
         self.killing.set()
         self.pausing.set()
+        self.letting_save.set()
 
     async def create(self, spec: BoxSpec) -> EmptyBox:
         self.at_once += 1
@@ -221,8 +250,10 @@ def _starter() -> Iterator[Callable[..., Running]]:
     give_store(Path(home.name), os.geteuid())
     store = Store(Path(home.name), uid=os.geteuid())
 
-    def start(**values: Any) -> Running:
-        config = EngineConfig(**{"warm": 0, **values})
+    def start(*, kept: Path | None = None, state: Path = Path("/nonexistent"), **values: Any) -> Running:
+        config = EngineConfig(**{"warm": 0, "keep": kept is not None, **values})
+        place = Path(tempfile.mkdtemp(prefix="sandboxkit-hollow-")) if kept is None else kept
+        keeper = open_store(config, place, state)
         listener = bind(config.host, config.port)
         ready: list[Endpoint] = []
         event = threading.Event()
@@ -238,13 +269,19 @@ def _starter() -> Iterator[Callable[..., Running]]:
                 services=Services(envd=EchoService, interpreter=EchoInterpreter),
                 templates=ThreeTemplates(),
                 store=store,
+                kept=keeper,
             )
 
             def on_ready(endpoint: Endpoint) -> None:
                 ready.append(endpoint)
                 event.set()
 
-            await parts["engine"].run(on_ready=on_ready)
+            try:
+                await parts["engine"].run(on_ready=on_ready)
+            finally:
+                keeper.close()
+                if kept is None:
+                    shutil.rmtree(place)
 
         thread = threading.Thread(target=lambda: asyncio.run(main()), name="engine under test")
         thread.start()

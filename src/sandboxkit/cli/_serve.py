@@ -55,6 +55,20 @@ from sandboxkit.errors import EngineUnavailable
     type=click.IntRange(0, 200),
     help="Boxes of each built template that are kept ready for the next sandboxes, as far as memory allows.",
 )
+@click.option(
+    "--keep/--no-keep",
+    default=True,
+    show_default=True,
+    help="Keep paused sandboxes and snapshots on disk for the next engine.",
+)
+@click.option(
+    "--keep-max",
+    default=10_240,
+    show_default=True,
+    type=click.IntRange(1),
+    metavar="MIB",
+    help="MiB that all kept files together may take.",
+)
 def serve(
     host: str,
     port: int,
@@ -64,6 +78,8 @@ def serve(
     max_sandboxes: int,
     max_memory: int | None,
     warm: int,
+    keep: bool,
+    keep_max: int,
 ) -> None:
     """Run the local engine until Ctrl-C, for any E2B client.
 
@@ -85,6 +101,8 @@ def serve(
         max_memory=None if max_memory is None else max_memory * 1024 * 1024,
         warm=warm,
         warm_from_start=True,
+        keep=keep,
+        keep_bytes=keep_max * 1024 * 1024,
     )
 
     def announce(endpoint: Endpoint) -> None:

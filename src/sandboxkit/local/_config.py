@@ -47,6 +47,11 @@ class EngineConfig:
         warm_from_start: keep them of the engine's own templates from the start on, and not from their first use on.
         shutdown_timeout: the longest that an orderly end may take; the process ends then in any case, and the next
             engine removes what was left.
+        keep: paused sandboxes and snapshots outlive the engine, and the next one with this `state_root` has them; one
+            engine at a time. Else snapshots end with the engine, and so do paused sandboxes.
+        keep_bytes: what all kept files together may take on disk.
+        keep_for: how long after its pause a sandbox is given back at an engine's start.
+        strict: refuse what would lose a sandbox's memory where nobody has said that its files are enough.
         log_level: the least level that is written to standard error.
     """
 
@@ -66,6 +71,10 @@ class EngineConfig:
     warm: int = 2
     warm_from_start: bool = False
     shutdown_timeout: float = 10.0
+    keep: bool = False
+    keep_bytes: int = 10 * 1024 * 1024 * 1024
+    keep_for: float = 30.0 * DAY
+    strict: bool = False
     log_level: LogLevel = "info"
 
     def __post_init__(self) -> None:
@@ -91,6 +100,9 @@ class EngineConfig:
             raise ConfigurationError(
                 f"warm={self.warm!r}: a number from 0 to max_sandboxes={self.max_sandboxes} is needed."
             )
+        for name in ("keep_bytes", "keep_for"):
+            if getattr(self, name) <= 0:
+                raise ConfigurationError(f"{name}={getattr(self, name)!r}: a positive number is needed.")
         if self.shutdown_timeout <= 0:
             raise ConfigurationError(f"shutdown_timeout={self.shutdown_timeout!r}: a positive number is needed.")
         order = get_args(Internet)
@@ -144,6 +156,14 @@ def cache_home(environment: Mapping[str, str] = os.environ) -> Path:
 def state_root(config: EngineConfig) -> Path:
     """Return the directory beneath which each engine keeps its own while it runs."""
     return Path(config.state_root) if config.state_root else cache_home() / "run"
+
+
+def strict_where_told(config: EngineConfig, environment: Mapping[str, str] = os.environ) -> EngineConfig:
+    """Return the same values, strict where SANDBOXKIT_STRICT is 1. ConfigurationError where it is neither 0 nor 1."""
+    told = environment.get("SANDBOXKIT_STRICT", "")
+    if told not in ("", "0", "1"):
+        raise ConfigurationError(f"SANDBOXKIT_STRICT={told!r}: 0 or 1 is needed.")
+    return dataclasses.replace(config, strict=True) if told == "1" else config
 
 
 def engine_uid() -> int:

@@ -28,15 +28,19 @@ from sandboxkit import template
 from sandboxkit._types import Endpoint
 from sandboxkit.errors import EngineUnavailable
 from sandboxkit.local import _log
-from sandboxkit.local._config import EngineConfig, cache_home, engine_uid, state_root
+from sandboxkit.local._config import EngineConfig, cache_home, engine_uid, state_root, strict_where_told
 from sandboxkit.local._descriptors import limit, means_exhausted, raise_limit
 from sandboxkit.local._env_file import EnvFile
 from sandboxkit.local._log import log
 from sandboxkit.local.control._builds import Builds
 from sandboxkit.local.control._parts import Services, WayOut
+from sandboxkit.local.control._recipes import Recipes
 from sandboxkit.local.control._registry import Registry
 from sandboxkit.local.control._rest import RestApi
 from sandboxkit.local.control._sandboxes import Sandboxes
+from sandboxkit.local.control._snapshots import Snapshots
+from sandboxkit.local.control._store import Store as KeptStore
+from sandboxkit.local.control._store import open_store
 from sandboxkit.local.control._template_routes import TemplateRoutes
 from sandboxkit.local.control._templates import BuiltTemplates, Templates
 from sandboxkit.local.gateway._gateway import Gateway, by_host
@@ -54,6 +58,9 @@ from sandboxkit.local.isolation._base import Box, Isolation
 ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 PARENT_POLL = 2.0
 """Seconds between looks at who the parent is: a second net beneath the pipe, should a copy of it live on somewhere."""
+
+COPIES_SHARE = 0.4
+"""How much of the time for its end an engine waits for copies of paused sandboxes."""
 
 ALARM_AFTER = 2
 """Seconds past `shutdown_timeout` after which the process is ended without further ado."""
@@ -73,6 +80,7 @@ def serve(config: EngineConfig, *, on_ready: OnReady | None = None, parent_pipe:
     from sandboxkit.local.interpreter import InterpreterService
     from sandboxkit.local.isolation import BubblewrapIsolation, GvisorIsolation, enter, find_runsc, release
 
+    config = strict_where_told(config)
     _log.configure(config.log_level)
     raise_limit()
     listener = bind(config.host, config.port)
@@ -96,18 +104,20 @@ def serve(config: EngineConfig, *, on_ready: OnReady | None = None, parent_pipe:
             runsc = find_runsc() if config.isolation == "gvisor" else None
             # In a checkout the templates lie beside `src`, and only `src` is on Python's path.
             readable = [str(home), *map(str, template.roots()), *([runsc] if runsc else [])]
-            namespace = enter(state_dir, readable=readable)
+            namespace = enter(state_dir, readable=readable, keeps=config.keep)
             indexes.place_certificates(namespace.runtime / "etc")
         isolation = GvisorIsolation(namespace, runsc) if runsc else BubblewrapIsolation(namespace)
         store = Store(home)
         templates = BuiltTemplates(store)
         services = Services(envd=EnvdService, interpreter=InterpreterService)
+        kept = open_store(config, namespace.kept, state_dir)
         engine = Engine(
             config,
             listener,
             isolation=isolation,
             services=services,
             templates=templates,
+            kept=kept,
             indexes=indexes,
             store=store,
         )
@@ -115,6 +125,7 @@ def serve(config: EngineConfig, *, on_ready: OnReady | None = None, parent_pipe:
             asyncio.run(_run_until_told(engine, ready, parent_pipe))
         finally:
             templates.close()
+            kept.close()
             if env_file is not None:
                 env_file.close()
             release(namespace)
@@ -149,6 +160,7 @@ class Engine:
         services: Services,
         templates: Templates,
         store: Store,
+        kept: KeptStore,
         indexes: KnownIndexes | None = None,
     ) -> None:
         self._config = config
@@ -158,12 +170,14 @@ class Engine:
         self._services = services
         self._templates = templates
         self._store = store
+        self._kept = kept
         self._end = asyncio.Event()
 
     async def run(self, *, on_ready: OnReady) -> None:
         """Start, call `on_ready` once requests are answered, answer until told to end, end."""
         started = time.monotonic()
         await self._isolation.start()
+        recipes = Recipes(config=self._config, templates=self._templates, indexes=self._indexes)
         closed_ports = {self._listener.getsockname()[1]}
         way_out = WayOut(Dialler(closed_ports=closed_ports), self._indexes)
         sandboxes = Sandboxes(
@@ -178,7 +192,13 @@ class Engine:
             max_creating=self._config.max_creating,
             create_timeout=self._config.create_timeout,
             warm=self._config.warm,
+            store=self._kept,
+            recipes=recipes,
+            copies_within=COPIES_SHARE * self._config.shutdown_timeout,
             way_out=way_out,
+        )
+        snapshots = Snapshots(
+            sandboxes, store=self._kept, recipes=recipes, new_key=_new_id, is_strict=self._config.strict
         )
         builds = self._builds(way_out)
         endpoint, domain = _addresses(self._config, self._listener)
@@ -188,8 +208,9 @@ class Engine:
             api_key=endpoint.api_key,
             domain=domain,
             sandboxes=sandboxes,
+            snapshots=snapshots,
             templates=self._templates,
-            indexes=self._indexes,
+            recipes=recipes,
             more=previews.routes(),
             template_routes=TemplateRoutes(builds=builds, store=self._store, templates=self._templates),
         )
@@ -198,6 +219,7 @@ class Engine:
         previews.serve_by(lambda router, listener: listen_too(gateway(router=router), listener, http.server_state))
         serving = asyncio.create_task(http.serve(sockets=[self._listener]), name="http")
         try:
+            snapshots.start()
             sandboxes.start()
             if self._config.warm_from_start:
                 rest.expect_all()
@@ -214,7 +236,7 @@ class Engine:
             await asyncio.wait([ending, serving], return_when=asyncio.FIRST_COMPLETED)
             ending.cancel()
         finally:
-            await self._shut_down(sandboxes, builds, http, serving)
+            await self._shut_down(sandboxes, snapshots, builds, http, serving)
             serving.cancel()
 
     def _builds(self, way_out: WayOut) -> Builds:
@@ -238,13 +260,16 @@ class Engine:
         """Let it end, in order. Safe to call again."""
         self._end.set()
 
-    async def _shut_down(self, sandboxes: Sandboxes, builds: Builds, http: Server, serving: asyncio.Task[None]) -> None:
+    async def _shut_down(
+        self, sandboxes: Sandboxes, snapshots: Snapshots, builds: Builds, http: Server, serving: asyncio.Task[None]
+    ) -> None:
         started = time.monotonic()
         in_time = True
         try:
             async with asyncio.timeout(self._config.shutdown_timeout):
                 await builds.aclose()
                 await sandboxes.aclose()
+                await snapshots.aclose()
                 http.end()
                 await serving
         except TimeoutError:

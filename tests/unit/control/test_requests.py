@@ -10,6 +10,7 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from sandboxkit.local.control import _life_requests as lives
 from sandboxkit.local.control import _requests as requests
 from sandboxkit.local.control._refusals import Refused
 
@@ -20,7 +21,7 @@ JSON = st.recursive(
 )
 FIELDS = [
     "templateID", "timeout", "metadata", "envVars", "network", "allow_internet_access", "autoPause", "autoPauseMemory",
-    "autoResume", "iam", "mcp", "volumeMounts", "secure", "memory", "duration", "allowOut", "denyOut",
+    "autoResume", "count", "name", "iam", "mcp", "volumeMounts", "secure", "memory", "duration", "allowOut", "denyOut",
 ]  # fmt: skip
 BODIES = st.dictionaries(st.sampled_from(FIELDS) | st.text(), JSON, max_size=6)
 
@@ -38,11 +39,15 @@ def test_any_object_is_understood_or_refused(body: dict[str, Any], headers: dict
             assert found.network.internet in (None, False, True)
             assert not (found.network.overridden and found.network.internet)
     with contextlib.suppress(Refused):
-        assert 1 <= requests.read_connect(body, default_timeout=300, max_timeout=1000).timeout <= 1000
+        assert 1 <= lives.read_connect(body, default_timeout=300, max_timeout=1000).timeout <= 1000
     with contextlib.suppress(Refused):
         assert 1 <= requests.read_resume(body, max_timeout=1000) <= 1000
     with contextlib.suppress(Refused):
-        assert requests.read_pause(body) in (True, False)
+        assert lives.read_pause(body).memory in (True, False)
+    with contextlib.suppress(Refused):
+        assert 1 <= lives.read_fork(body, max_timeout=1000).count <= 20
+    with contextlib.suppress(Refused):
+        lives.read_snapshot(body)
     with contextlib.suppress(Refused):
         assert 0 <= requests.read_set_timeout(body, max_timeout=1000) <= 1000
     with contextlib.suppress(Refused):

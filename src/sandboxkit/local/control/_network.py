@@ -38,12 +38,14 @@ class Network:
         mode: `rules` where hosts and networks are listed.
         internet: what `allowInternetAccess` shows: whether everything public that is not denied can be reached.
         shown: what `network` shows; None where no lists are in force.
+        asked: what this was decided from, so that another engine can decide again.
     """
 
     mode: Literal["deny", "packages", "internet", "rules"] = "deny"
     policy: Policy = field(default_factory=Policy)
     internet: bool = False
     shown: Mapping[str, object] | None = None
+    asked: NetworkRequest = field(default_factory=NetworkRequest)
 
 
 def check_request(request: NetworkRequest, *, ceiling: Mode) -> None:
@@ -102,7 +104,9 @@ def decide(
         shown = {name: list(value) for name, value in lists.items() if value is not None}
     if said == "packages":
         shown = {"allowOut": [*sorted(hosts), *others], "denyOut": [*deny, ALL_TRAFFIC]}
-    return Network(mode=_mode_of(policy, deny), policy=policy, internet=policy.base == "internet", shown=shown)
+    return Network(
+        mode=_mode_of(policy, deny), policy=policy, internet=policy.base == "internet", shown=shown, asked=request
+    )
 
 
 def _mode_of(policy: Policy, deny: Sequence[str]) -> Literal["deny", "packages", "internet", "rules"]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from starlette.datastructures import QueryParams
 
+from sandboxkit.local._log import log
 from sandboxkit.local._sandbox import SandboxSettings
 from sandboxkit.local.control._app import App
 from sandboxkit.local.gateway.egress._dialler import Dialler
@@ -20,6 +23,7 @@ from sandboxkit.local.indexes import KnownIndexes
 from sandboxkit.local.isolation._base import HOME, Agent, Box, Layer, Overlay, Usage
 
 SAMPLES_KEPT = 720
+SERVICE_CLOSE_TIMEOUT = 5.0
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -90,6 +94,8 @@ class Recipe:
     workdir: str = HOME
     start: str = ""
     ready: str = ""
+    files: Path | None = None
+    """What `Box.save` wrote, where the box starts with such."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +120,29 @@ class Live:
     app: App | None = None
     """What its template's start command has started."""
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=SAMPLES_KEPT))
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held by who stops its processes, or lets them go on."""
     requests: set[asyncio.Task[Any]] = field(default_factory=set)
     """Those that are being answered by its services."""
     cut: set[asyncio.Task[Any]] = field(default_factory=set)
     """Those of them that were cancelled because it was paused."""
     last_cpu: tuple[float, float] = (0.0, 0.0)
     """Monotonic time and CPU seconds at the last measurement."""
+
+    async def aclose(self) -> str | None:
+        """Take it apart: nothing of it is left. Returns the name of an error that came in between; logs each."""
+        # The box first: its services then see that their agent is lost, and end what they stream.
+        steps = [self.doors.aclose, self.egress.aclose, self.box.kill, self.envd.aclose]
+        steps += [self.interpreter.aclose] if self.interpreter else []
+        steps += [self.app.aclose] if self.app else []
+        failed = None
+        for step in steps:
+            try:
+                async with asyncio.timeout(None if step == self.box.kill else SERVICE_CLOSE_TIMEOUT):
+                    await step()
+            except Exception as error:
+                failed = type(error).__name__
+                sandbox_id = self.settings.sandbox_id
+                log(logging.ERROR, "sandbox.kill_failed", sandbox_id=sandbox_id, error=failed, exc_info=True)
+        return failed
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The two moves of a pause: everything of a sandbox is stopped, or goes on."""
+"""The moves of a pause: everything of a sandbox is stopped, with its clients or for a moment alone, or goes on."""
 
 from __future__ import annotations
 
@@ -26,6 +26,17 @@ async def stop(live: Live) -> None:
     if tasks:
         await asyncio.wait(tasks, timeout=CUT_WITHIN)
         live.cut -= {task for task in tasks if task.done()}
+    await _stop_box(live)
+
+
+async def hold(live: Live) -> None:
+    """Stop the processes of a sandbox for a moment; its clients wait. Errors as for `stop`."""
+    if live.interpreter is not None:
+        live.interpreter.pause()
+    await _stop_box(live)
+
+
+async def _stop_box(live: Live) -> None:
     try:
         await live.box.pause()
     except BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sandboxkit.errors import SandboxkitError, UnsupportedOption
 from sandboxkit.local._descriptors import means_exhausted
+from sandboxkit.local.isolation._archive import ArchiveError, Unkeepable
 
 
 class Refused(Exception):
@@ -34,6 +35,10 @@ def no_such_sandbox(sandbox_id: str) -> Refused:
 
 def could_not_be_made(error: BaseException, limit: float) -> Refused:
     """What is said of a create that failed so; `limit` is its time limit in seconds."""
+    if isinstance(error, Unkeepable):
+        return unsupported("starting with kept files", str(error))
+    if isinstance(error, ArchiveError):
+        return Refused(500, f"The sandbox could not be made: {error}", error_code="kept_files_damaged", retry=False)
     if isinstance(error, TimeoutError):
         return Refused(
             503,
@@ -55,4 +60,16 @@ def could_not_be_made(error: BaseException, limit: float) -> Refused:
         return Refused(500, f"The sandbox could not be made: {error}", error_code=error.code, retry=False)
     return Refused(
         500, "The sandbox could not be made; the engine's log says why", error_code="create_failed", retry=False
+    )
+
+
+def cannot_be_kept(sandbox_id: str, error: BaseException) -> Refused:
+    """Its files could not be written to the engine's store."""
+    if isinstance(error, Unkeepable):
+        return unsupported("keeping files (memory=false, snapshots, forks)", str(error))
+    return Refused(
+        507,
+        f"The files of sandbox {sandbox_id[:64]!r} could not be kept: {str(error) or type(error).__name__}",
+        error_code="cannot_be_kept",
+        retry=False,
     )

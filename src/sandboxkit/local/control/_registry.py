@@ -1,19 +1,26 @@
-"""Which sandboxes there are, and what may happen to each next: decided here, carried out by `_sandboxes`.
+"""Which sandboxes there are, and what may happen to each next: decided here, carried out by `_sandboxes`, `_pauses`.
 
 Pure: the time, the random names and what has happened come in; answers and decisions go out.
 
     making ──made──> live ──end──> ending ──gone──> (forgotten)
-       └──failed──> (forgotten)   ^ └──pause──> paused ──end──> ending
-                                  └──resumed──────┘
+       └──failed──> (forgotten)  │ ^ ^
+                           pause │ │ └───────resumed──────────┐
+                                 v │resumed, pause_failed     │
+       (a dead engine's)        paused ──stored──> stored ──restoring──> restoring
+              └───────given_back──────────────────^    ^───restore_failed───┘
 
 - `making`: a box is being made. It counts towards the cap, and nobody but its creator knows its id.
 - `live`: it is listed, can be connected to, and ends at its deadline, which is a moment of the monotonic clock: the
   wall clock may jump. What clients are shown (`end_at`) is the wall clock's idea when the deadline was last set.
-- `paused`: its processes are stopped, or are being stopped; it is listed, holds its place under the cap, and has no
-  deadline. It becomes live again when somebody connects to it; until then nothing else can be done with it but to kill
-  it.
+- `paused`: its processes are stopped, or are being stopped; it holds its place under the cap.
+- `stored`: of it there are only files, kept by the engine, and no box: it holds no place under the cap.
+- `restoring`: a box is being made for its files, and has a place under the cap.
 - `ending`: somebody killed it, its time was up, or its box ended. Every question about it is answered as if it were
   gone; it counts towards the cap until nothing is left of it.
+
+Paused, stored and restoring are one thing to clients: it is listed as paused, and has no deadline. It becomes live
+again when somebody connects to it; until then nothing else can be done with it but to kill it, or to copy its files.
+`end` is granted to one caller in each of these states.
 
 A deadline that has passed ends a sandbox (or pauses it, where its creator wanted that) for all questions at once,
 whether or not anybody has acted on it yet.
@@ -29,128 +36,52 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
-from enum import Enum
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
 
 from sandboxkit.local.control._network import Network
 from sandboxkit.local.control._refusals import Refused, bad_request, no_such_sandbox
-from sandboxkit.local.isolation._base import Limits
+from sandboxkit.local.control._states import (
+    PAGE_LIMIT,
+    PAUSED,
+    SHOWN_AS,
+    Due,
+    Make,
+    Now,
+    Order,
+    Page,
+    Query,
+    Repeat,
+    Sandbox,
+    State,
+    Wanted,
+)
+
+__all__ = [
+    "KEYS_KEPT_FOR",
+    "PAGE_LIMIT",
+    "PAUSED",
+    "SHOWN_AS",
+    "Due",
+    "Make",
+    "Now",
+    "Order",
+    "Page",
+    "Query",
+    "Registry",
+    "Repeat",
+    "Sandbox",
+    "State",
+    "Wanted",
+]
 
 KEYS_KEPT_FOR = 600.0
 """Seconds that an idempotency key outlives its sandbox."""
 
 KEYS_KEPT = 10_000
 """Keys of ended sandboxes that are remembered at most; the oldest go first."""
-
-PAGE_LIMIT = 100
-
-Order = Literal["asc", "desc"]
-
-
-class State(Enum):
-    """Where a sandbox is in its life."""
-
-    MAKING = "making"
-    LIVE = "live"
-    PAUSED = "paused"
-    ENDING = "ending"
-
-
-SHOWN_AS = {State.LIVE: "running", State.PAUSED: "paused"}
-"""What clients call the states that they can see."""
-
-
-@dataclass(frozen=True, slots=True)
-class Now:
-    """One moment, by both clocks. `monotonic` is in seconds and decides; `wall` (UTC) is for showing."""
-
-    monotonic: float
-    wall: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """A sandbox as its creator asked for it; `fingerprint` stands for the whole request."""
-
-    template_id: str
-    timeout: int
-    fingerprint: str
-    idempotency_key: str | None = None
-    alias: str | None = None
-    limits: Limits = field(default_factory=Limits)
-    has_interpreter: bool = False
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    envs: Mapping[str, str] = field(default_factory=dict, repr=False)
-    auto_pause: bool = False
-    """Its time being up pauses it instead of ending it."""
-    auto_resume: bool = False
-    """Traffic resumes it."""
-    network: Network = field(default_factory=Network)
-    public_traffic: bool = True
-    """Requests to its ports need no token."""
-    mask_host: str | None = None
-    """What its servers see as the Host."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sandbox:
-    """One sandbox at one moment."""
-
-    sandbox_id: str
-    access_token: str = field(repr=False)
-    wanted: Wanted
-    state: State
-    number: int = 0
-    started_at: datetime
-    end_at: datetime
-    deadline: float
-    traffic_token: str | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Make:
-    """Make this one, and say `made` or `failed`."""
-
-    sandbox: Sandbox
-
-
-@dataclass(frozen=True, slots=True)
-class Repeat:
-    """The key is known: answer with this one, once it is made if it is still being made."""
-
-    sandbox: Sandbox
-
-
-@dataclass(frozen=True, slots=True)
-class Due:
-    """The time of this one is up: it is paused or ending now, and the caller carries that out."""
-
-    sandbox_id: str
-    action: Literal["end", "pause"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Query:
-    """Which sandboxes to list. `states` empty means all."""
-
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    states: frozenset[str] = frozenset()
-    template: str | None = None
-    started_after: datetime | None = None
-    order: Order = "desc"
-    limit: int = PAGE_LIMIT
-    token: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Some of the sandboxes; `next_token` leads to the rest, None when there is none."""
-
-    sandboxes: tuple[Sandbox, ...]
-    next_token: str | None
 
 
 @dataclass(slots=True)
@@ -203,13 +134,7 @@ class Registry:
                     error_code="idempotency_conflict",
                 )
             return Repeat(known.sandbox)
-        if len(self._sandboxes) >= self._max_sandboxes:
-            raise Refused(
-                429,
-                f"There are {len(self._sandboxes)} sandboxes already, as many as this engine allows; kill one first",
-                error_code="too_many_sandboxes",
-            )
-        self._refuse_memory(wanted.limits.memory)
+        self._refuse_more(wanted.limits.memory)
         sandbox = Sandbox(
             sandbox_id=sandbox_id or self.unused_id(),
             access_token=self._new_token(),
@@ -218,6 +143,7 @@ class Registry:
             started_at=now.wall,
             end_at=now.wall,
             deadline=now.monotonic,
+            memory_lost=wanted.from_files,
             traffic_token=None if wanted.public_traffic else self._new_token(),
         )
         self._sandboxes[sandbox.sandbox_id] = sandbox
@@ -225,9 +151,16 @@ class Registry:
             self._keys[key] = _Key(wanted.fingerprint, sandbox)
         return Make(sandbox)
 
-    def _refuse_memory(self, more: int) -> None:
-        """Refused: 429 where all sandboxes together, with `more`, could use more than they may."""
-        promised = sum(sandbox.wanted.limits.memory for sandbox in self._sandboxes.values())
+    def _refuse_more(self, more: int) -> None:
+        """Refused: 429 where there are as many as there may be, or all together could use more memory than they may."""
+        placed = [sandbox for sandbox in self._sandboxes.values() if sandbox.state is not State.STORED]
+        if len(placed) >= self._max_sandboxes:
+            raise Refused(
+                429,
+                f"There are {len(placed)} sandboxes already, as many as this engine allows; kill one first",
+                error_code="too_many_sandboxes",
+            )
+        promised = sum(sandbox.wanted.limits.memory for sandbox in placed)
         if self._max_memory is not None and promised + more > self._max_memory:
             raise Refused(
                 429,
@@ -261,7 +194,7 @@ class Registry:
     def end(self, sandbox_id: str) -> bool:
         """Let a live or paused one end, now. True for the one caller who must carry it out; False if it is neither."""
         sandbox = self._sandboxes.get(sandbox_id)
-        if sandbox is None or sandbox.state not in (State.LIVE, State.PAUSED):
+        if sandbox is None or sandbox.state not in SHOWN_AS:
             return False
         self._keep(replace(sandbox, state=State.ENDING))
         return True
@@ -290,24 +223,86 @@ class Registry:
         return [Due(sandbox_id, "pause")]
 
     def pause(self, sandbox_id: str, now: Now) -> Sandbox:
-        """Count a live one as paused from now on; the caller stops its processes.
+        """Count a live one as paused from now on; the caller stops its processes, and says `stopped` or `stored`.
 
         Raises:
             Refused: 404, there is none; 409, it is paused.
         """
         sandbox = self.get(sandbox_id, now)
-        if sandbox.state is State.PAUSED:
+        if sandbox.is_paused:
             raise Refused(409, f"Sandbox {sandbox_id[:64]!r} is paused already", error_code="sandbox_paused")
-        sandbox = replace(sandbox, state=State.PAUSED, end_at=now.wall)
+        sandbox = replace(sandbox, state=State.PAUSED, end_at=now.wall, memory_lost=False)
         self._keep(sandbox)
         return sandbox
 
-    def resumed(self, sandbox_id: str, seconds: int, now: Now) -> Sandbox:
-        """Note that the processes of a paused one go on; it ends `seconds` from now. Refused: 404, it is not paused."""
+    def stopped(self, sandbox_id: str) -> None:
+        """Note that the pause is done: nothing of it runs, and its memory is kept."""
+        self._in(State.PAUSED, sandbox_id, pause_mode="full")
+
+    def pause_failed(self, sandbox_id: str, now: Now) -> None:
+        """Note that its pause could not be done, and its processes go on: its time is what it was before."""
+        if (sandbox := self._sandboxes.get(sandbox_id)) is None:
+            return
+        end_at = now.wall + timedelta(seconds=sandbox.deadline - now.monotonic)
+        self._in(State.PAUSED, sandbox_id, state=State.LIVE, pause_mode=None, persisted=False, end_at=end_at)
+
+    def persisted(self, sandbox_id: str) -> bool:
+        """Note that a copy of its files is kept; False if it is not paused any more: then the copy is of no use."""
+        return self._in(State.PAUSED, sandbox_id, persisted=True) is not None
+
+    def stored(self, sandbox_id: str, *, persisted: bool) -> bool:
+        """Note that of a paused one there are only files from now on; False if it is not paused any more.
+
+        Args:
+            persisted: they outlive the engine.
+        """
+        changes = {"state": State.STORED, "pause_mode": "filesystem", "persisted": persisted}
+        return self._in(State.PAUSED, sandbox_id, **changes) is not None
+
+    def given_back(self, sandbox: Sandbox) -> bool:
+        """Take in one that an engine before this one has stored; False if there is one of its id."""
+        if sandbox.sandbox_id in self._sandboxes:
+            return False
+        self._numbers += 1
+        kept = replace(sandbox, state=State.STORED, number=self._numbers, pause_mode="filesystem", persisted=True)
+        self._sandboxes[sandbox.sandbox_id] = kept
+        return True
+
+    def restoring(self, sandbox_id: str) -> Sandbox:
+        """Give a stored one a place under the cap; the caller makes its box, and says `resumed` or `restore_failed`.
+
+        Raises:
+            Refused: 404, it is not stored; 429, there is no place; 503 while the engine ends.
+        """
         sandbox = self._sandboxes.get(sandbox_id)
-        if sandbox is None or sandbox.state is not State.PAUSED:
+        if sandbox is None or sandbox.state is not State.STORED:
             raise no_such_sandbox(sandbox_id)
-        sandbox = replace(_lasting(sandbox, seconds, now), state=State.LIVE)
+        if self._closing:
+            raise Refused(503, "The engine is shutting down", error_code="engine_closing", retry=False)
+        self._refuse_more(sandbox.wanted.limits.memory)
+        restoring = self._in(State.STORED, sandbox_id, state=State.RESTORING)
+        assert restoring is not None
+        return restoring
+
+    def restore_failed(self, sandbox_id: str) -> None:
+        """Note that no box could be made for it; it is stored as before, unless somebody has ended it meanwhile."""
+        self._in(State.RESTORING, sandbox_id, state=State.STORED)
+
+    def resumed(self, sandbox_id: str, seconds: int, now: Now, *, network: Network | None = None) -> Sandbox:
+        """Note that a paused one goes on, or that a box was made for it (then it may reach `network`); it ends
+        `seconds` from now. Refused: 404, it is neither."""
+        sandbox = self._sandboxes.get(sandbox_id)
+        if sandbox is None or sandbox.state not in (State.PAUSED, State.RESTORING):
+            raise no_such_sandbox(sandbox_id)
+        if network is not None:
+            sandbox = replace(sandbox, wanted=replace(sandbox.wanted, network=network))
+        sandbox = replace(
+            _lasting(sandbox, seconds, now),
+            state=State.LIVE,
+            pause_mode=None,
+            persisted=False,
+            memory_lost=sandbox.state is State.RESTORING,
+        )
         self._keep(sandbox)
         return sandbox
 
@@ -332,7 +327,7 @@ class Registry:
         sandbox = self._sandboxes.get(sandbox_id)
         if sandbox is not None:
             sandbox = _seen(sandbox, now)
-        if sandbox is None or sandbox.state not in (State.LIVE, State.PAUSED):
+        if sandbox is None or sandbox.state not in SHOWN_AS:
             raise no_such_sandbox(sandbox_id)
         return sandbox
 
@@ -390,9 +385,18 @@ class Registry:
 
     def room(self) -> int:
         """Say how many more sandboxes the cap allows."""
-        return self._max_sandboxes - len(self._sandboxes)
+        return self._max_sandboxes - sum(one.state is not State.STORED for one in self._sandboxes.values())
 
     # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _in(self, state: State, sandbox_id: str, /, **changes: Any) -> Sandbox | None:
+        """Change a sandbox that is in this state; None where it is in none such."""
+        sandbox = self._sandboxes.get(sandbox_id)
+        if sandbox is None or sandbox.state is not state:
+            return None
+        sandbox = replace(sandbox, **changes)  # the names and types are those of `Sandbox`, written above
+        self._keep(sandbox)
+        return sandbox
 
     def _keep(self, sandbox: Sandbox) -> None:
         self._sandboxes[sandbox.sandbox_id] = sandbox

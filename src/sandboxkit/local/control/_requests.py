@@ -47,6 +47,7 @@ class CreateRequest:
     metadata: Mapping[str, str]
     envs: Mapping[str, str]
     auto_pause: bool
+    auto_pause_memory: bool
     auto_resume: bool
     network: NetworkRequest
     public_traffic: bool = True
@@ -93,7 +94,8 @@ def read_create(
         ),
         metadata=_strings("metadata", fields.pop("metadata", None)),
         envs=_environment(fields.pop("envVars", None)),
-        auto_pause=_switch("autoPause", fields.pop("autoPause", None)),
+        auto_pause=switch("autoPause", fields.pop("autoPause", None)),
+        auto_pause_memory=_kept("autoPauseMemory", fields.pop("autoPauseMemory", None)),
         auto_resume=_auto_resume(fields.pop("autoResume", None)),
         network=_network(fields.pop("allow_internet_access", None), network, always_asks=always_asks),
         public_traffic=public_traffic,
@@ -101,14 +103,15 @@ def read_create(
         idempotency_key=_idempotency_key(headers.get("idempotency-key")),
         fingerprint=hashlib.sha256(json.dumps([dialect, body], sort_keys=True).encode()).hexdigest(),
     )
-    _switch("secure", fields.pop("secure", None))  # every sandbox is, here as at E2B
-    _memory_kept("autoPauseMemory", fields.pop("autoPauseMemory", None), matters=request.auto_pause)
+    switch("secure", fields.pop("secure", None))  # every sandbox is, here as at E2B
+    if request.auto_pause and request.auto_resume and not request.auto_pause_memory:
+        raise bad_request("autoResume: traffic cannot resume what was paused without its memory (autoPauseMemory)")
     iam = fields.pop("iam", None)
     if iam not in (None, {}, {"tokens": {}}):
         raise unsupported("iam", "there are no workload identities on this machine")
     _refuse_if_asked(fields, "mcp", "there is no MCP gateway yet")
     _refuse_if_asked(fields, "volumeMounts", "there are no volumes yet")
-    _refuse_unknown(fields)
+    refuse_unknown(fields)
     return request
 
 
@@ -136,7 +139,7 @@ def _ingress(network: object) -> tuple[bool, str | None, Mapping[str, Any]]:
         raise bad_request("network: an object is needed")
     fields = dict(network or {})
     public = fields.pop("allowPublicTraffic", None)
-    _switch("network.allowPublicTraffic", public)
+    switch("network.allowPublicTraffic", public)
     mask = fields.pop("maskRequestHost", None)
     if mask is not None and (not isinstance(mask, str) or not _MASK.fullmatch(mask)):
         raise bad_request("network.maskRequestHost: a host is needed, as in 'localhost:${PORT}'")
@@ -146,13 +149,13 @@ def _ingress(network: object) -> tuple[bool, str | None, Mapping[str, Any]]:
 
 def _network(internet: object, network: Mapping[str, Any], *, always_asks: bool) -> NetworkRequest:
     """Read what is said about the way out. Refused: 400 by name."""
-    _switch("allow_internet_access", internet)
+    switch("allow_internet_access", internet)
     fields = dict(network)
     allow, deny = (_entries(name, fields.pop(name, None)) for name in ("allowOut", "denyOut"))
     _refuse_if_asked(fields, "rules", "requests are passed on as they are, nothing is put into them", prefix="network.")
     _refuse_if_asked(fields, "egressProxy", "the engine dials by itself", prefix="network.")
     _refuse_if_asked(fields, "dnsServers", "names are resolved by the engine, as this machine does", prefix="network.")
-    _refuse_unknown(fields, prefix="network.")
+    refuse_unknown(fields, prefix="network.")
     overridden = internet is True and always_asks
     said = None if overridden or not isinstance(internet, bool) else internet
     return NetworkRequest(internet=said, overridden=overridden, allow=allow, deny=deny)
@@ -193,7 +196,8 @@ def _strings(name: str, value: object) -> Mapping[str, str]:
     return dict(value)
 
 
-def _switch(name: str, value: object) -> bool:
+def switch(name: str, value: object) -> bool:
+    """Read a switch that may be left out. Refused: 400."""
     if value is not None and not isinstance(value, bool):
         raise bad_request(f"{name}: true or false is needed")
     return value is True
@@ -205,16 +209,15 @@ def _auto_resume(value: object) -> bool:
     if not isinstance(value, dict):
         raise bad_request("autoResume: an object is needed")
     fields = dict(value)
-    enabled = _switch("autoResume.enabled", fields.pop("enabled", None))
-    _refuse_unknown(fields, prefix="autoResume.")
+    enabled = switch("autoResume.enabled", fields.pop("enabled", None))
+    refuse_unknown(fields, prefix="autoResume.")
     return enabled
 
 
-def _memory_kept(name: str, value: object, *, matters: bool = True) -> None:
-    """A pause keeps the memory here; one that keeps the files only is refused."""
-    _switch(name, value)
-    if value is False and matters:
-        raise unsupported(f"{name}=false", "a paused sandbox keeps its processes in memory; leave the option out")
+def _kept(name: str, value: object) -> bool:
+    """Read a switch that is on unless it is turned off."""
+    switch(name, value)
+    return value is not False
 
 
 def _refuse_if_asked(fields: dict[str, Any], name: str, why: str, *, prefix: str = "") -> None:
@@ -222,7 +225,8 @@ def _refuse_if_asked(fields: dict[str, Any], name: str, why: str, *, prefix: str
         raise unsupported(prefix + name, why)
 
 
-def _refuse_unknown(fields: Mapping[str, object], *, prefix: str = "") -> None:
+def refuse_unknown(fields: Mapping[str, object], *, prefix: str = "") -> None:
+    """Refuse what is left of a request when all that is known was taken out. Refused: 400."""
     if fields:
         names = ", ".join(sorted(prefix + name[:64] for name in fields))
         raise unsupported(names, "the engine does not know it; it may be newer than the SDKs that it was tested with")
@@ -236,48 +240,21 @@ def _older_than(version: str, bound: tuple[int, int]) -> bool:
 # -- the other calls ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectRequest:
-    """A request to connect: for how many seconds, and whether a paused sandbox is to be started anew."""
-
-    timeout: int
-    reboots: bool = False
-
-
-def read_connect(body: Mapping[str, Any], *, default_timeout: int, max_timeout: int) -> ConnectRequest:
-    """Read a connect request. `memory` says how to resume, and a running sandbox has nothing to resume."""
-    fields = dict(body)
-    timeout = read_timeout(fields.pop("timeout", default_timeout), max_timeout=max_timeout)
-    memory = fields.pop("memory", None)
-    _switch("memory", memory)
-    _refuse_unknown(fields)
-    return ConnectRequest(timeout, reboots=memory is False)
-
-
 def read_resume(body: Mapping[str, Any], *, max_timeout: int) -> int:
     """Read a v1 resume request: seconds. `autoPause` is what older clients repeat of their create."""
     fields = dict(body)
     timeout = read_timeout(fields.pop("timeout", V1_DEFAULT_TIMEOUT), max_timeout=max_timeout)
-    if _switch("autoPause", fields.pop("autoPause", None)):
+    if switch("autoPause", fields.pop("autoPause", None)):
         raise unsupported("autoPause", "what happens at the end of a life is said when a sandbox is created")
-    _refuse_unknown(fields)
+    refuse_unknown(fields)
     return timeout
-
-
-def read_pause(body: Mapping[str, Any]) -> bool:
-    """Read a pause request: whether the sandbox must be healthy for it."""
-    fields = dict(body)
-    _memory_kept("memory", fields.pop("memory", None))
-    require_healthy = _switch("requireHealthyGuest", fields.pop("requireHealthyGuest", None))
-    _refuse_unknown(fields)
-    return require_healthy
 
 
 def read_set_timeout(body: Mapping[str, Any], *, max_timeout: int) -> int:
     """Read a new timeout: seconds, 0 to kill at once."""
     fields = dict(body)
     timeout = read_timeout(fields.pop("timeout", None), max_timeout=max_timeout, least=0)
-    _refuse_unknown(fields)
+    refuse_unknown(fields)
     return timeout
 
 
@@ -285,7 +262,7 @@ def read_refresh(body: Mapping[str, Any]) -> int:
     """Read a refresh: seconds, at most an hour."""
     fields = dict(body)
     value = fields.pop("duration", REFRESH_DEFAULT)
-    _refuse_unknown(fields)
+    refuse_unknown(fields)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= REFRESH_MAX:
         raise bad_request(f"duration: a whole number of seconds from 0 to {REFRESH_MAX} is needed")
     return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -14,21 +15,24 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from sandboxkit.errors import TemplateNotBuilt, TemplateNotFound
+from sandboxkit.errors import TemplateNotBuilt
 from sandboxkit.local import _answers as answers
 from sandboxkit.local._config import EngineConfig
 from sandboxkit.local._log import log
 from sandboxkit.local._sandbox import ENVD_VERSION
 from sandboxkit.local.control import _requests as requests
-from sandboxkit.local.control._network import Network, NetworkRequest, check_request, decide, wants_packages
+from sandboxkit.local.control._kept import Snapshot
+from sandboxkit.local.control._life_routes import LifeRoutes, about_pause, memory_headers
+from sandboxkit.local.control._network import Network
 from sandboxkit.local.control._parts import Recipe, Sample
+from sandboxkit.local.control._recipes import Recipes, recipe_of
 from sandboxkit.local.control._refusals import Refused, bad_request, unsupported
-from sandboxkit.local.control._registry import SHOWN_AS, Query, Sandbox, State, Wanted
+from sandboxkit.local.control._registry import SHOWN_AS, Query, Sandbox, Wanted
 from sandboxkit.local.control._sandboxes import Sandboxes
+from sandboxkit.local.control._snapshots import Snapshots
 from sandboxkit.local.control._template_routes import TemplateRoutes
 from sandboxkit.local.control._templates import Templates
 from sandboxkit.local.images import OWN, BuiltTemplate
-from sandboxkit.local.indexes import KnownIndexes
 from sandboxkit.local.isolation._base import LimitInForce, Limits
 
 BODY_LIMIT = 1024 * 1024
@@ -41,11 +45,6 @@ Handler = Callable[[Request], Awaitable[Response]]
 JSON = dict[str, Any]
 
 UNSUPPORTED: dict[tuple[str, str], str] = {
-    ("POST", "/sandboxes/{id}/fork"): "fork",
-    ("POST", "/sandboxes/{id}/snapshots"): "snapshots",
-    ("GET", "/sandboxes/{id}/logs"): "sandbox logs",
-    ("GET", "/v2/sandboxes/{id}/logs"): "sandbox logs",
-    ("GET", "/snapshots"): "snapshots",
     ("GET", "/default-templates"): "listing templates",
     ("PATCH", "/templates/{id}"): "updating templates",
     ("PATCH", "/v2/templates/{id}"): "updating templates",
@@ -74,8 +73,9 @@ class RestApi:
         api_key: str,
         domain: str,
         sandboxes: Sandboxes,
+        snapshots: Snapshots,
         templates: Templates,
-        indexes: KnownIndexes,
+        recipes: Recipes,
         template_routes: TemplateRoutes,
         more: Sequence[tuple[str, str, Handler]] = (),
     ) -> None:
@@ -84,19 +84,24 @@ class RestApi:
         self._api_key = api_key.encode()
         self._domain = domain
         self._sandboxes = sandboxes
+        self._snapshots = snapshots
         self._templates = templates
-        self._indexes = indexes
+        self._recipes = recipes
         self._more = more
 
     def application(self) -> Starlette:
         """Make the ASGI application."""
+        lives = LifeRoutes(
+            config=self._config,
+            sandboxes=self._sandboxes,
+            snapshots=self._snapshots,
+            template_routes=self._template_routes,
+            created=self._created,
+            read=_body,
+        )
         routes: list[tuple[str, str, Handler]] = [
             ("POST", "/v2/sandboxes", self._creator("v2")),
             ("POST", "/sandboxes", self._creator("v1")),
-            ("POST", "/v2/sandboxes/{id}/connect", self._connect),
-            ("POST", "/sandboxes/{id}/connect", self._connect),
-            ("POST", "/sandboxes/{id}/pause", self._pause),
-            ("POST", "/sandboxes/{id}/resume", self._resume),
             ("GET", "/v2/sandboxes", self._list),
             ("GET", "/sandboxes", self._list_v1),
             ("GET", "/sandboxes/metrics", self._all_metrics),
@@ -108,8 +113,8 @@ class RestApi:
             ("PUT", "/sandboxes/{id}/network", self._set_network),
             *self._more,
             *self._template_routes.guarded(),
-            ("DELETE", "/templates/{id:path}", self._delete_template),
             *((method, path, _refuser(what)) for (method, path), what in UNSUPPORTED.items()),
+            *lives.routes(),
         ]
         application = Starlette(
             routes=[
@@ -143,13 +148,12 @@ class RestApi:
                 default_timeout=self._config.default_timeout,
                 max_timeout=self._config.max_timeout,
             )
-            try:
-                template = self._templates.find(wish.template)
-            except TemplateNotFound as error:
-                raise Refused(404, str(error), error_code=error.code) from error
-            except TemplateNotBuilt as error:
-                raise Refused(400, str(error), error_code=error.code) from error
-            wanted, recipe = _as_wanted(template, wish, await self._network(wish.network))
+            name = requests.template_name(wish.template)
+            snapshot = None if name in self._templates.known() else self._snapshots.find(wish.template)
+            template = self._recipes.template(wish.template if snapshot is None else snapshot.built_from)
+            wanted, recipe = _as_wanted(template, wish, await self._recipes.network(wish.network))
+            if snapshot is not None:
+                wanted, recipe = _from_snapshot(wanted, snapshot), self._snapshots.recipe(snapshot, recipe)
             sandbox = await self._sandboxes.create(wanted, recipe)
             if wish.network.overridden:
                 log(
@@ -158,37 +162,10 @@ class RestApi:
                     sandbox_id=sandbox.sandbox_id,
                     setting=self._config.internet,
                 )
-            return JSONResponse(self._created(sandbox), status_code=201)
+            headers = memory_headers(snapshot is not None and snapshot.memory_lost)
+            return JSONResponse(self._created(sandbox), status_code=201, headers=headers)
 
         return create
-
-    async def _connect(self, request: Request) -> Response:
-        wish = requests.read_connect(
-            requests.read_object(await _body(request)),
-            default_timeout=self._config.default_timeout,
-            max_timeout=self._config.max_timeout,
-        )
-        sandbox_id = _sandbox_id(request)
-        if wish.reboots and self._sandboxes.get(sandbox_id).state is State.PAUSED:
-            raise unsupported("memory=false", "a paused sandbox goes on where it was; it cannot be started anew")
-        sandbox, was_paused = await self._sandboxes.connect(sandbox_id, wish.timeout)
-        return JSONResponse(self._created(sandbox), status_code=201 if was_paused else 200)
-
-    async def _pause(self, request: Request) -> Response:
-        require_healthy = requests.read_pause(requests.read_object(await _body(request)))
-        await self._sandboxes.pause(_sandbox_id(request), require_healthy=require_healthy)
-        return Response(status_code=204)
-
-    async def _resume(self, request: Request) -> Response:
-        seconds = requests.read_resume(requests.read_object(await _body(request)), max_timeout=self._config.max_timeout)
-        sandbox_id = _sandbox_id(request)
-        running = Refused(409, f"Sandbox {sandbox_id[:64]!r} is running already", error_code="sandbox_running")
-        if self._sandboxes.get(sandbox_id).state is State.LIVE:
-            raise running
-        sandbox, was_paused = await self._sandboxes.connect(sandbox_id, seconds)
-        if not was_paused:
-            raise running
-        return JSONResponse(self._created(sandbox), status_code=201)
 
     async def _list(self, request: Request) -> Response:
         page = self._sandboxes.page(requests.read_query(request.query_params))
@@ -213,6 +190,7 @@ class RestApi:
                 "autoResume": sandbox.wanted.auto_resume,
             },
         }
+        detail |= about_pause(sandbox)
         live = self._sandboxes.live(sandbox.sandbox_id)
         if live is not None:
             detail["limits"] = [_limit(limit) for limit in live.box.limits]
@@ -241,18 +219,8 @@ class RestApi:
     async def _set_network(self, request: Request) -> Response:
         update = requests.read_network_update(requests.read_object(await _body(request)))
         self._sandboxes.get(_sandbox_id(request))
-        await self._sandboxes.set_network(_sandbox_id(request), await self._network(update))
+        await self._sandboxes.set_network(_sandbox_id(request), await self._recipes.network(update))
         return Response(status_code=204)
-
-    async def _network(self, request: NetworkRequest) -> Network:
-        """Decide what a request gets, learning the package indexes where that depends on them."""
-        default, ceiling = self._config.internet, self._config.ceiling
-        check_request(request, ceiling=ceiling)
-        endpoints: frozenset[tuple[str, int]] = frozenset()
-        hosts = await self._indexes.hosts() if request.allow else set()
-        if wants_packages(request, default=default, ceiling=ceiling, index_hosts=hosts):
-            endpoints = (await self._indexes.get()).endpoints
-        return decide(request, default=default, ceiling=ceiling, endpoints=endpoints)
 
     # -- metrics --------------------------------------------------------------------------------------------------
 
@@ -277,18 +245,13 @@ class RestApi:
         for sandbox_id in ids:
             try:
                 sandbox = self._sandboxes.get(sandbox_id)
-                found[sandbox_id] = _metric(sandbox, (await self._sandboxes.measure(sandbox_id))[-1])
+                if samples := await self._sandboxes.measure(sandbox_id):
+                    found[sandbox_id] = _metric(sandbox, samples[-1])
             except Refused:
                 continue  # those that are gone are left out, as E2B does
         return JSONResponse({"sandboxes": found})
 
     # -- templates ------------------------------------------------------------------------------------------------
-
-    async def _delete_template(self, request: Request) -> Response:
-        name = request.path_params["id"]
-        if self._template_routes.delete(name):
-            return Response(status_code=204)
-        raise Refused(404, f"There is no template {name[:128]!r}", error_code=TemplateNotFound.code)
 
     # -- all of them ----------------------------------------------------------------------------------------------
 
@@ -333,21 +296,26 @@ def _as_wanted(template: BuiltTemplate, wish: requests.CreateRequest, network: N
         metadata=wish.metadata,
         envs=wish.envs,
         auto_pause=wish.auto_pause,
+        auto_pause_memory=wish.auto_pause_memory,
         auto_resume=wish.auto_resume,
         network=network,
         public_traffic=wish.public_traffic,
         mask_host=wish.mask_host,
     )
-    recipe = Recipe(
-        layers=template.layers,
-        overlays=template.overlays,
-        envs=template.envs,
-        has_environment=template.has_environment,
-        workdir=template.workdir,
-        start=template.start,
-        ready=template.ready,
+    return wanted, recipe_of(template)
+
+
+def _from_snapshot(wanted: Wanted, snapshot: Snapshot) -> Wanted:
+    """The same for a sandbox that starts with a snapshot's files."""
+    return replace(
+        wanted,
+        template_id=snapshot.key,
+        alias=snapshot.name,
+        built_from=snapshot.built_from,
+        limits=snapshot.limits,
+        has_interpreter=snapshot.has_interpreter,
+        from_files=snapshot.memory_lost,
     )
-    return wanted, recipe
 
 
 def _ingress(sandbox: Sandbox) -> JSON:

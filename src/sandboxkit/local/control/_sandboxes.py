@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from starlette.datastructures import QueryParams
@@ -22,20 +23,23 @@ from sandboxkit.local._log import log
 from sandboxkit.local._sandbox import SandboxSettings
 from sandboxkit.local.control._app import App
 from sandboxkit.local.control._blanks import Blank, Blanks, box_spec, kind_of
+from sandboxkit.local.control._giving_back import give_back
+from sandboxkit.local.control._journal import Journal
 from sandboxkit.local.control._network import Network
 from sandboxkit.local.control._parts import Live, Recipe, Sample, Services, WayOut
-from sandboxkit.local.control._pausing import go_on, stop
+from sandboxkit.local.control._pauses import Pauses
+from sandboxkit.local.control._recipes import Recipes
 from sandboxkit.local.control._refusals import Refused, could_not_be_made, no_such_sandbox
 from sandboxkit.local.control._registry import Due, Make, Now, Page, Query, Registry, Sandbox, State, Wanted
-from sandboxkit.local.gateway.egress._proxy import Egress
+from sandboxkit.local.control._store import Draft, Store, opened
+from sandboxkit.local.gateway.egress._proxy import Egress, Traffic
 from sandboxkit.local.isolation._base import AgentLost, Box, BoxEnd, Isolation
 
-SERVICE_CLOSE_TIMEOUT = 5.0
 PING_TIMEOUT = 2.0
 
 
 class Sandboxes:
-    """All sandboxes of the engine, alive."""
+    """All sandboxes of the engine, alive. `copies_within` are the seconds that copies of paused ones get at its end."""
 
     def __init__(
         self,
@@ -46,7 +50,10 @@ class Sandboxes:
         max_creating: int,
         create_timeout: float,
         way_out: WayOut,
+        store: Store,
+        recipes: Recipes,
         warm: int = 0,
+        copies_within: float = 0.0,
     ) -> None:
         self._registry = registry
         self._isolation = isolation
@@ -57,15 +64,26 @@ class Sandboxes:
         self._blanks = Blanks(
             each_kind=warm, isolation=isolation, services=services, new_id=registry.unused_id, room=registry.room
         )
+        self._store = store
+        self._copies_within = copies_within
+        self.journal = Journal()
+        self._pauses = Pauses(
+            self,
+            registry=registry,
+            store=store,
+            recipes=recipes,
+            journal=self.journal,
+            create_timeout=create_timeout,
+        )
         self._live: dict[str, Live] = {}
         self._making: dict[str, asyncio.Task[Sandbox]] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
-        self._stopping: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._timer: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to keep time, and a stock of blank boxes."""
+        """Take in what an engine before this one has kept; begin to keep time, and a stock of blank boxes."""
+        give_back(self._store, self._registry, self.journal)
         self._timer = asyncio.create_task(self._keep_time(), name="expiry")
         self._blanks.start()
 
@@ -87,7 +105,7 @@ class Sandboxes:
                 are left; 500 if the box could not be made.
         """
         # From here to `claim` nothing else runs: the blank that gives the id is the one that is claimed.
-        blank = self._blanks.next(kind_of(wanted, recipe))
+        blank = self._blanks.next(kind_of(wanted, recipe)) if recipe.files is None else None
         decision = self._registry.create(wanted, _now(), sandbox_id=blank.sandbox_id if blank is not None else None)
         sandbox_id = decision.sandbox.sandbox_id
         if isinstance(decision, Make):
@@ -114,45 +132,33 @@ class Sandboxes:
         if self._registry.end(sandbox_id):
             await asyncio.shield(self._end(sandbox_id, "killed"))
 
-    async def pause(self, sandbox_id: str, *, require_healthy: bool = False) -> None:
-        """Stop all that runs in it, and return when nothing runs.
+    async def pause(self, sandbox_id: str, *, memory: bool = True, require_healthy: bool = False) -> None:
+        """Stop all that runs in it, and return when nothing runs; without `memory`, keep its files alone.
 
         Raises:
-            Refused: 404, also where it ends meanwhile; 409 where it is paused already, or where `require_healthy` and
-                its agent does not answer.
+            Refused: 404, also where it ends meanwhile; 409 where it is paused already; 503 where `require_healthy`, or
+                without `memory`, and its agent does not answer; 507 where its files cannot be kept.
         """
-        if require_healthy:
-            await self._check_health(self.running(sandbox_id))
-        self._settle(sandbox_id)
-        self._registry.pause(sandbox_id, _now())
-        await asyncio.shield(self._stop(sandbox_id, "asked"))
-        self.get(sandbox_id)
+        if require_healthy or not memory:
+            await self._check_health(sandbox_id)
+        await self._pauses.pause(sandbox_id, memory=memory)
 
-    async def connect(self, sandbox_id: str, seconds: int) -> tuple[Sandbox, bool]:
-        """Let it live at least `seconds` from now, and let it go on if it is paused; True if it was. Refused: 404."""
-        self._settle(sandbox_id)
-        sandbox = self.get(sandbox_id)
-        if sandbox.state is State.LIVE:
-            return self.extend(sandbox_id, seconds), False
-        live = self._live[sandbox_id]
-        async with live.turn:
-            if self.get(sandbox_id).state is State.LIVE:  # another one has resumed it
-                return self.extend(sandbox_id, seconds), False
-            try:
-                await go_on(live)
-            except AgentLost:
-                self.lost(sandbox_id)
-                raise no_such_sandbox(sandbox_id) from None
-            sandbox = self._registry.resumed(sandbox_id, seconds, _now())
-        self._changed.set()
-        log(logging.INFO, "sandbox.resumed", sandbox_id=sandbox_id, timeout=seconds)
-        return sandbox, True
+    async def connect(
+        self, sandbox_id: str, seconds: int, *, memory: bool = True, strict: bool = False, by_traffic: bool = False
+    ) -> tuple[Sandbox, bool]:
+        """Let it live at least `seconds` from now, and let it go on if it is paused; True if it was. See
+        `Pauses.connect`."""
+        return await self._pauses.connect(sandbox_id, seconds, memory=memory, strict=strict, by_traffic=by_traffic)
+
+    async def copy(self, sandbox_id: str) -> Draft:
+        """Copy its files to the store, while it stands still. Refused: 404, 507."""
+        return await self._pauses.copy(sandbox_id)
 
     async def set_timeout(self, sandbox_id: str, seconds: int) -> None:
         """Let it end (or pause, as it was made) `seconds` from now; with 0, before this returns. Refused: 404."""
         self._registry.set_timeout(sandbox_id, seconds, _now())
         self._changed.set()
-        if seconds == 0 and (carried_out := self._settle(sandbox_id)) is not None:
+        if seconds == 0 and (carried_out := self.settle(sandbox_id)) is not None:
             await asyncio.shield(carried_out)
 
     def extend(self, sandbox_id: str, seconds: int) -> Sandbox:
@@ -170,13 +176,15 @@ class Sandboxes:
         """Make no more and end all. Idempotent; the caller bounds it."""
         if self._timer is not None:
             self._timer.cancel()
+        await self._pauses.finish(within=self._copies_within)
         for sandbox_id in self._registry.close():
             self._end(sandbox_id, "engine")
         for making in list(self._making.values()):
             making.cancel()
         await self._blanks.aclose()
-        while tasks := [*self._making.values(), *self._ending.values(), *self._stopping]:
+        while tasks := [*self._making.values(), *self._ending.values()]:
             await asyncio.wait(tasks)
+        await self._pauses.aclose()
         await self._isolation.aclose()
 
     # -- looking --------------------------------------------------------------------------------------------------
@@ -208,7 +216,7 @@ class Sandboxes:
         try:
             sandbox = self.get(sandbox_id)
             if sandbox.state is State.PAUSED and sandbox.wanted.auto_resume and wakes:
-                sandbox, _ = await self.connect(sandbox_id, sandbox.wanted.timeout)
+                sandbox, _ = await self.connect(sandbox_id, sandbox.wanted.timeout, by_traffic=True)
         except Refused:
             return None
         return self._live.get(sandbox_id) if sandbox.state is State.LIVE else None
@@ -226,7 +234,8 @@ class Sandboxes:
         """Measure what it uses now, and return that after what was measured before. Refused: 404."""
         live = self._live.get(sandbox_id)
         if live is None:
-            raise no_such_sandbox(sandbox_id)
+            self.get(sandbox_id)
+            return []  # paused, and nothing of it but its files
         try:
             usage = await live.box.usage()
         except AgentLost:
@@ -245,22 +254,11 @@ class Sandboxes:
     async def _make(self, sandbox: Sandbox, recipe: Recipe, blank: Blank | None) -> Sandbox:
         started = time.monotonic()
         sandbox_id, wanted = sandbox.sandbox_id, sandbox.wanted
-        box = blank.box if blank is not None else None
         try:
             live = await self._from_blank(sandbox, recipe, blank) if blank is not None else None
             if live is None:
-                box = None
-                async with asyncio.timeout(self._create_timeout), self._turns:
-                    if are_short():
-                        # Before anything is begun: the sandboxes that are there need what is left.
-                        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-                    box = await self._isolation.create(box_spec(sandbox_id, wanted, recipe))
-                live = await self._furnish(sandbox, recipe, box)
+                live = await self.make_live(sandbox, recipe)
         except BaseException as error:
-            if blank is not None and box is blank.box:
-                await asyncio.shield(self._blanks.discard(blank))
-            elif box is not None:
-                await asyncio.shield(box.kill())
             self._registry.failed(sandbox_id)
             if isinstance(error, asyncio.CancelledError):
                 raise
@@ -274,16 +272,13 @@ class Sandboxes:
                 exc_info=not (isinstance(error, TimeoutError | SandboxkitError) or means_exhausted(error)),
             )
             raise could_not_be_made(error, self._create_timeout) from error
-        self._live[sandbox_id] = live
-        if live.app is not None:
-            live.app.start()
+        self.take_in(sandbox_id, live)
         made = self._registry.made(sandbox_id, _now())
         if made.state is State.ENDING:
             await asyncio.shield(self._end(sandbox_id, "engine"))
             raise Refused(503, "The engine is shutting down", error_code="engine_closing", retry=False)
-        live.box.ended.add_done_callback(lambda ended: self._box_ended(sandbox_id, ended))
-        self._changed.set()
-        log(
+        self.look_at_time()
+        self.journal.note(
             logging.INFO,
             "sandbox.created",
             sandbox_id=sandbox_id,
@@ -294,15 +289,50 @@ class Sandboxes:
         )
         return made
 
+    async def make_live(self, sandbox: Sandbox, recipe: Recipe) -> Live:
+        """Make a box for a sandbox, and its services. Whatever is raised, nothing of it is left."""
+        spec = box_spec(sandbox.sandbox_id, sandbox.wanted, recipe)
+        async with asyncio.timeout(self._create_timeout), self._turns:
+            if are_short():
+                # Before anything is begun: the sandboxes that are there need what is left.
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            with contextlib.nullcontext() if recipe.files is None else opened(recipe.files) as files:
+                box = await self._isolation.create(replace(spec, files=files))
+        try:
+            return await self._furnish(sandbox, recipe, box)
+        except BaseException:
+            await asyncio.shield(box.kill())
+            raise
+
+    def take_in(self, sandbox_id: str, live: Live) -> None:
+        """Note whose parts these are from now on."""
+        self._live[sandbox_id] = live
+        if live.app is not None:
+            live.app.start()
+        live.box.ended.add_done_callback(lambda ended: self._box_ended(sandbox_id, live, ended))
+        self.look_at_time()
+
+    async def let_out(self, sandbox_id: str) -> None:
+        """Take the parts of one apart that is paused, and kept as files."""
+        if (live := self._live.pop(sandbox_id, None)) is not None:
+            await live.aclose()
+
+    def look_at_time(self) -> None:
+        """See when the next one's time is up: that may have changed."""
+        self._changed.set()
+
     async def _from_blank(self, sandbox: Sandbox, recipe: Recipe, blank: Blank) -> Live | None:
         """Make a claimed blank the sandbox's own; None where it is lost: nothing of it is left then."""
         try:
             async with asyncio.timeout(PING_TIMEOUT):
                 await blank.box.agent.ping()
+            return await self._furnish(sandbox, recipe, blank.box, blank)
         except (AgentLost, TimeoutError):
             await asyncio.shield(self._blanks.discard(blank))
             return None
-        return await self._furnish(sandbox, recipe, blank.box, blank)
+        except BaseException:
+            await asyncio.shield(self._blanks.discard(blank))
+            raise
 
     async def _furnish(self, sandbox: Sandbox, recipe: Recipe, box: Box, blank: Blank | None = None) -> Live:
         wanted = sandbox.wanted
@@ -344,84 +374,51 @@ class Sandboxes:
         if not done.cancelled():
             done.exception()  # the client may have gone; it has been logged
 
-    def _settle(self, sandbox_id: str) -> asyncio.Task[None] | None:
+    def settle(self, sandbox_id: str) -> asyncio.Task[None] | None:
         """Carry out what is due of one sandbox now, rather than when the timer comes to it."""
         return next((self._carry_out(due) for due in self._registry.due_one(sandbox_id, _now())), None)
 
     def _carry_out(self, due: Due) -> asyncio.Task[None]:
         if due.action == "end":
             return self._end(due.sandbox_id, "expired")
-        return self._stop(due.sandbox_id, "expired")
+        memory = self.get(due.sandbox_id).wanted.auto_pause_memory
+        return self._pauses.carry_out(due.sandbox_id, "expired", memory=memory)
 
-    def _stop(self, sandbox_id: str, reason: str) -> asyncio.Task[None]:
-        """Carry out a pause that the registry has granted."""
-        task = asyncio.create_task(self._stop_now(sandbox_id, reason), name=f"pause {sandbox_id}")
-        self._stopping.add(task)
-        task.add_done_callback(self._stopping.discard)
-        return task
-
-    async def _stop_now(self, sandbox_id: str, reason: str) -> None:
-        started = time.monotonic()
-        live = self._live.get(sandbox_id)
-        if live is None:
-            return  # killed already
-        async with live.turn:
-            try:
-                if self.get(sandbox_id).state is not State.PAUSED:
-                    return  # resumed already
-                await stop(live)
-            except Refused:
-                return  # killed meanwhile
-            except (AgentLost, TimeoutError) as error:
-                log(logging.ERROR, "sandbox.pause_failed", sandbox_id=sandbox_id, error=type(error).__name__)
-                self.lost(sandbox_id)
-                return
-        log(
-            logging.INFO,
-            "sandbox.paused",
-            sandbox_id=sandbox_id,
-            reason=reason,
-            duration=time.monotonic() - started,
-        )
-
-    async def _check_health(self, sandbox: Sandbox) -> None:
+    async def _check_health(self, sandbox_id: str) -> None:
+        if self.get(sandbox_id).is_paused:
+            return  # which is said by who pauses it
         try:
             async with asyncio.timeout(PING_TIMEOUT):
-                await self._live[sandbox.sandbox_id].box.agent.ping()
+                await self._live[sandbox_id].box.agent.ping()
         except (TimeoutError, AgentLost):
             raise Refused(
-                409,
-                f"The agent of sandbox {sandbox.sandbox_id!r} does not answer, so it was not paused",
+                503,
+                f"The agent of sandbox {sandbox_id!r} does not answer, so it was not paused",
                 error_code="sandbox_snapshot_guest_agent_unresponsive",
+                retry=False,
             ) from None
 
-    def _box_ended(self, sandbox_id: str, ended: asyncio.Future[BoxEnd]) -> None:
-        if not ended.cancelled() and self._registry.end(sandbox_id):
+    def _box_ended(self, sandbox_id: str, live: Live, ended: asyncio.Future[BoxEnd]) -> None:
+        if ended.cancelled() or self._live.get(sandbox_id) is not live:
+            return
+        if self._registry.end(sandbox_id):
             end = ended.result()
             self._end(sandbox_id, f"box: {end.reason}", detail=end.detail)
 
     def _end(self, sandbox_id: str, reason: str, *, detail: str = "") -> asyncio.Task[None]:
         """Carry out an end that the registry has granted."""
-        live = self._live.pop(sandbox_id)
+        live = self._live.pop(sandbox_id, None)
         task = asyncio.create_task(self._take_apart(sandbox_id, live, reason, detail), name=f"end {sandbox_id}")
         self._ending[sandbox_id] = task
         task.add_done_callback(lambda _: self._ending.pop(sandbox_id))
         return task
 
-    async def _take_apart(self, sandbox_id: str, live: Live, reason: str, detail: str) -> None:
+    async def _take_apart(self, sandbox_id: str, live: Live | None, reason: str, detail: str) -> None:
         started = time.monotonic()
-        # The box first: its services then see that their agent is lost, and end what they stream.
-        traffic = live.egress.traffic
-        steps = [live.doors.aclose, live.egress.aclose, live.box.kill, live.envd.aclose]
-        steps += [part.aclose for part in (live.interpreter, live.app) if part is not None]
-        failed = None
-        for step in steps:
-            try:
-                async with asyncio.timeout(None if step == live.box.kill else SERVICE_CLOSE_TIMEOUT):
-                    await step()
-            except Exception as error:
-                failed = type(error).__name__
-                log(logging.ERROR, "sandbox.kill_failed", sandbox_id=sandbox_id, error=failed, exc_info=True)
+        await self._pauses.leave(sandbox_id, keeps=reason == "engine" and self._store.outlives)
+        traffic = Traffic() if live is None else live.egress.traffic
+        failed = None if live is None else await live.aclose()
+        self.journal.forget(sandbox_id)
         self._registry.gone(sandbox_id, _now())
         log(
             logging.INFO,

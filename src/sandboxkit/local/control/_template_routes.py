@@ -57,7 +57,6 @@ class TemplateRoutes:
             ("GET", "/templates/{id}/tags/exists", self._tag_exists),
             ("GET", "/templates", self._list),
             ("GET", "/v2/templates", self._list),
-            ("GET", "/templates/aliases/{alias:path}", self._alias),
             ("GET", "/templates/{id}", self._get),
         ]
 
@@ -216,7 +215,8 @@ class TemplateRoutes:
 
     # -- looking and deleting -------------------------------------------------------------------------------------
 
-    async def _alias(self, request: Request) -> Response:
+    async def alias(self, request: Request) -> Response:
+        """Answer whether there is a template of a name."""
         name = request.path_params["alias"]
         try:
             found = self._templates.find(name)

@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     import asyncio
+    import threading
+
+    from sandboxkit.local.isolation._archive import Packed
 
 OpenHow = Literal["read", "stage", "write"]
 
@@ -304,6 +307,8 @@ class BoxSpec:
     skeleton: str | None = None
     """A host directory copied into the home at the start."""
     limits: Limits = Limits()
+    files: int | None = None
+    """A descriptor of what `Box.save` wrote, which the box starts with. It stays the caller's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,6 +360,11 @@ class Box(Protocol):
     async def resume(self) -> None:
         """Let everything go on. Idempotent. AgentLost if it has ended."""
 
+    async def save(self, descriptor: int, *, most: int, stop: threading.Event) -> Packed:
+        """Write its home and its /tmp to an open, empty file, at most `most` bytes; for a box that is paused, or else
+        files may be caught half written. Other boxes can start with it (`BoxSpec.files`). AgentLost if the box has
+        ended, ArchiveError where it cannot be kept (Stopped once `stop` is set), OSError where the disk is full."""
+
     async def usage(self) -> Usage:
         """Measure."""
 
@@ -368,7 +378,8 @@ class Isolation(Protocol):
         """Probe what is needed and reap what a crashed engine left. IsolationUnavailable with the remedy."""
 
     async def create(self, spec: BoxSpec) -> Box:
-        """Make a box whose agent answers. If cancelled or failed, nothing is left."""
+        """Make a box whose agent answers, with the files of `spec.files` where there are any (ArchiveError where they
+        are damaged). If cancelled or failed, nothing is left."""
 
     async def aclose(self) -> None:
         """Kill every box. Idempotent."""

@@ -18,12 +18,15 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from sandboxkit.errors import EngineUnavailable
 from sandboxkit.local.isolation import _argv, _kernel, _runtime
+from sandboxkit.local.isolation._archive import Packed
 from sandboxkit.local.isolation._base import HOME, AgentError, AgentLost, BoxEnd, BoxSpec, Layer, Usage
+from sandboxkit.local.isolation._copying import fill_trees, save_trees
 from sandboxkit.local.isolation._limits import Cgroup, inside_limits, report
 from sandboxkit.local.isolation._link import AgentLink
 from sandboxkit.local.isolation._processes import processes_of, usage_of
@@ -320,6 +323,24 @@ class BubblewrapBox:
         self._is_paused = False
         self._stopper.go_on()
         self.agent.release()
+
+    # -- keeping -------------------------------------------------------------------------------------------------
+
+    async def fill(self) -> None:
+        """Unpack what it starts with. ArchiveError where that is damaged."""
+        if self._spec.files is not None:
+            await fill_trees(self._trees(), self._spec.files)
+
+    async def save(self, descriptor: int, *, most: int, stop: threading.Event) -> Packed:
+        """Write its files to a file; see `_base.Box.save`."""
+        self._must_live()
+        return await save_trees(self._trees(), descriptor, most=most, stop=stop)
+
+    def _trees(self) -> dict[str, Path]:
+        """What of its file system is kept: all that can be written, as it is seen inside, but for /dev/shm, which is
+        memory by its name."""
+        overlays = (f"at-{number}" for number, one in enumerate(self._spec.overlays) if one.target != HOME)
+        return {name: self._directory / name for name in ("home", "tmp", *overlays)}
 
     # -- measuring -----------------------------------------------------------------------------------------------
 

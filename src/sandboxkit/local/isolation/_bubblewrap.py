@@ -89,6 +89,7 @@ class BubblewrapIsolation:
             try:
                 box.prepare()
                 box.mount_overlays(self._namespace.runtime, self._lower)
+                await box.fill()
                 layers = tuple(Layer(source=str(self._layer(one)), target=one.target) for one in spec.layers)
                 await box.start(
                     self._bwrap,

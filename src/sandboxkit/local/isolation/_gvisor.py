@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from sandboxkit.errors import EngineUnavailable, IsolationUnavailable, UnsupportedOption
 from sandboxkit.local.isolation import _runtime
+from sandboxkit.local.isolation._archive import Unkeepable
 from sandboxkit.local.isolation._base import BoxEnd, BoxSpec, Layer, Limits
 from sandboxkit.local.isolation._bubblewrap import BOX_ID, BubblewrapIsolation
 from sandboxkit.local.isolation._gvisor_box import GvisorBox
@@ -95,6 +96,8 @@ class GvisorIsolation:
                 "A template with files of its own is not supported on gVisor; use bubblewrap (isolation='auto').",
                 option="template",
             )
+        if spec.files is not None:
+            raise Unkeepable("with isolation 'gvisor' a sandbox cannot start with the files of another")
         cgroup, version = self._outer._cgroup(spec.box_id)
         directory = self._namespace.runtime / "boxes" / spec.box_id
         box = GvisorBox(spec, directory=directory, cgroup=cgroup, version=version, on_ended=self._ended)

@@ -14,11 +14,13 @@ import os
 import resource
 import socket
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from sandboxkit.errors import EngineUnavailable
 from sandboxkit.local.isolation import _gvisor_plan
+from sandboxkit.local.isolation._archive import Packed, Unkeepable
 from sandboxkit.local.isolation._base import HOME, AgentError, AgentLost, BoxSpec, Usage
 from sandboxkit.local.isolation._box import BubblewrapBox, _memory_file, _said
 from sandboxkit.local.isolation._framed import FramedPort
@@ -55,6 +57,10 @@ class GvisorBox(BubblewrapBox):
             self._cgroup.make(
                 dataclasses.replace(limits, memory=self.memory_limit, processes=_gvisor_plan.host_tasks(limits))
             )
+
+    async def save(self, descriptor: int, *, most: int, stop: threading.Event) -> Packed:
+        """Refuse: the files lie in gVisor's memory, and nobody else sees them. Unkeepable, always."""
+        raise Unkeepable("with isolation 'gvisor' the files of a sandbox cannot be copied")
 
     async def boot(self, bwrap: str, plan: Callable[[int, int, int], GvisorPlan]) -> None:
         """Start bubblewrap with runsc in it, and wait for the agent's answer.

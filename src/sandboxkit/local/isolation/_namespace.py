@@ -22,6 +22,7 @@ uid (100000). SANDBOXKIT_UID overrides it, for hosts whose own user namespace ma
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -36,7 +37,7 @@ from sandboxkit.local._config import engine_uid
 from sandboxkit.local.isolation import _cgroup1, _cgroup2, _kernel, _runtime
 from sandboxkit.local.isolation._expose import expose
 from sandboxkit.local.isolation._remedies import host_facts, remedy
-from sandboxkit.local.isolation._stale import LOCK, clean_engine, group_name, reap_stale
+from sandboxkit.local.isolation._stale import KEPT, LOCK, clean_engine, group_name, reap_stale
 from sandboxkit.local.isolation._supervisor import die_with, fork_under_supervision
 
 
@@ -53,9 +54,12 @@ class EngineNamespace:
     """cgroup v1 directories that root has given to this engine; empty for an ordinary user."""
     cgroup2: Path | None
     """The cgroup v2 directory that boxes are made in, where there is one; it goes before version 1."""
+    kept: Path
+    """A directory of the engine's uid alone: beside `state_dir` where what is kept is to outlive the engine, else in
+    it."""
 
 
-def enter(state_dir: str | os.PathLike[str], *, readable: Sequence[str] = ()) -> EngineNamespace:
+def enter(state_dir: str | os.PathLike[str], *, readable: Sequence[str] = (), keeps: bool = False) -> EngineNamespace:
     """Move this process into namespaces of its own. Call it before any thread and before any event loop.
 
     As root it forks: the caller goes on in the child, unprivileged, and the parent exits with the child's code.
@@ -66,6 +70,7 @@ def enter(state_dir: str | os.PathLike[str], *, readable: Sequence[str] = ()) ->
         state_dir: this engine's own directory, made if missing; its parent holds those of other engines only, and
             what dead ones left there is removed.
         readable: further directories that the engine must reach, such as the cache of templates.
+        keeps: what is kept outlives this engine; engines of the same uid share the directory.
 
     Raises:
         IsolationUnavailable: the machine forbids what is needed; `remedy` says what to change.
@@ -78,7 +83,11 @@ def enter(state_dir: str | os.PathLike[str], *, readable: Sequence[str] = ()) ->
     state = Path(os.path.abspath(state_dir))
     state.parent.mkdir(parents=True, exist_ok=True)
     reap_stale(state.parent)
+    if keeps:
+        _make_kept(state.parent / f"{KEPT}{uid}", uid)
     lock = _take(state, uid)
+    kept = state.parent / f"{KEPT}{uid}" if keeps else _make_kept(state / "kept", uid)
+    readable = [*readable, str(kept)]
     parents: tuple[_cgroup1.Parent, ...] = ()
     if started_as_root:
         parents = _cgroup1.make_parents(group_name(state), uid)
@@ -100,7 +109,13 @@ def enter(state_dir: str | os.PathLike[str], *, readable: Sequence[str] = ()) ->
     _kernel.prctl(_kernel.PR_SET_CHILD_SUBREAPER, 1)
     _held.append(lock)
     return EngineNamespace(
-        state_dir=state, runtime=runtime, uid=uid, started_as_root=started_as_root, cgroups=parents, cgroup2=cgroup2
+        state_dir=state,
+        runtime=runtime,
+        uid=uid,
+        started_as_root=started_as_root,
+        cgroups=parents,
+        cgroup2=cgroup2,
+        kept=kept,
     )
 
 
@@ -155,6 +170,26 @@ def _take(state: Path, uid: int) -> int:
                 "the engine as an ordinary user, or set SANDBOXKIT_UID to an unused uid that is mapped.",
             ) from error
     return lock
+
+
+def _make_kept(path: Path, uid: int) -> Path:
+    """Make the directory of what is kept, for one uid alone. ConfigurationError where something else lies there."""
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigurationError(f"{path} is not the engine's directory: {error.strerror}.") from error
+    try:
+        owner = os.fstat(handle).st_uid
+        if owner != uid and owner == os.geteuid() == 0 and not os.listdir(handle):
+            os.fchown(handle, uid, uid)
+        elif owner != uid:
+            raise ConfigurationError(f"{path} belongs to uid {owner}, and the engine runs as uid {uid}.")
+        os.fchmod(handle, 0o700)
+    finally:
+        os.close(handle)
+    return path
 
 
 def _become_unprivileged(state: Path, uid: int, readable: Sequence[str]) -> Path | None:

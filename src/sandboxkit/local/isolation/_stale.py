@@ -17,6 +17,8 @@ from sandboxkit.local._env_file import remove_noted
 from sandboxkit.local.isolation import _cgroup1, _cgroup2
 
 LOCK = "lock"
+KEPT = "kept-"
+"""How the directories beside those of the engines begin that outlive them; the uid follows whose they are."""
 
 
 def reap_stale(state_root: str | os.PathLike[str]) -> list[str]:
@@ -28,6 +30,8 @@ def reap_stale(state_root: str | os.PathLike[str]) -> list[str]:
     except FileNotFoundError:
         return reaped
     for name in names:
+        if name.startswith(KEPT):
+            continue  # what outlives engines lies there, and is no engine's
         state = Path(state_root, name)
         try:
             lock = os.open(state / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
