@@ -227,7 +227,6 @@ def test_an_unknown_template_is_named(sdk: Options) -> None:
         ({"network": {"rules": {"example.com": [{"transform": {"headers": {"A": "b"}}}]}}}, "network.rules"),
         ({"network": {"egress_proxy": {"address": "proxy.example:1080"}}}, "network.egressProxy"),
         ({"network": {"dns_servers": ["192.0.2.1"]}}, "network.dnsServers"),
-        ({"network": {"allow_public_traffic": False}}, "network.allowPublicTraffic"),
         ({"volume_mounts": {"/data": "volume"}}, "volumeMounts"),
         ({"timeout": 10**9}, "timeout"),
         ({"timeout": 0}, "timeout"),

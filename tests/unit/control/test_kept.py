@@ -392,7 +392,7 @@ def test_a_record_says_all_of_a_sandbox() -> None:
     assert (read.access_token, read.memory_lost, read.state) == ("new", True, State.STORED)
     assert {one.name for one in fields(Sandbox)} == {
         *("sandbox_id", "access_token", "wanted", "state", "number", "started_at", "end_at", "deadline"),
-        *("pause_mode", "persisted", "memory_lost", "traffic_token"),
+        *("pause_mode", "persisted", "memory_lost", "traffic_token", "has_place"),
     }, "a new field: keep it in _kept, or name it here"
 
 

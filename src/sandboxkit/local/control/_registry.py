@@ -16,7 +16,7 @@ Pure: the time, the random names and what has happened come in; answers and deci
 - `stored`: of it there are only files, kept by the engine, and no box: it holds no place under the cap.
 - `restoring`: a box is being made for its files, and has a place under the cap.
 - `ending`: somebody killed it, its time was up, or its box ended. Every question about it is answered as if it were
-  gone; it counts towards the cap until nothing is left of it.
+  gone; it counts towards the cap until nothing is left of it, unless it was stored.
 
 Paused, stored and restoring are one thing to clients: it is listed as paused, and has no deadline. It becomes live
 again when somebody connects to it; until then nothing else can be done with it but to kill it, or to copy its files.
@@ -153,7 +153,7 @@ class Registry:
 
     def _refuse_more(self, more: int) -> None:
         """Refused: 429 where there are as many as there may be, or all together could use more memory than they may."""
-        placed = [sandbox for sandbox in self._sandboxes.values() if sandbox.state is not State.STORED]
+        placed = [sandbox for sandbox in self._sandboxes.values() if sandbox.has_place]
         if len(placed) >= self._max_sandboxes:
             raise Refused(
                 429,
@@ -256,7 +256,7 @@ class Registry:
         Args:
             persisted: they outlive the engine.
         """
-        changes = {"state": State.STORED, "pause_mode": "filesystem", "persisted": persisted}
+        changes = {"state": State.STORED, "pause_mode": "filesystem", "persisted": persisted, "has_place": False}
         return self._in(State.PAUSED, sandbox_id, **changes) is not None
 
     def given_back(self, sandbox: Sandbox) -> bool:
@@ -264,7 +264,8 @@ class Registry:
         if sandbox.sandbox_id in self._sandboxes:
             return False
         self._numbers += 1
-        kept = replace(sandbox, state=State.STORED, number=self._numbers, pause_mode="filesystem", persisted=True)
+        kept = replace(sandbox, state=State.STORED, number=self._numbers, persisted=True)
+        kept = replace(kept, pause_mode="filesystem", has_place=False)
         self._sandboxes[sandbox.sandbox_id] = kept
         return True
 
@@ -280,13 +281,13 @@ class Registry:
         if self._closing:
             raise Refused(503, "The engine is shutting down", error_code="engine_closing", retry=False)
         self._refuse_more(sandbox.wanted.limits.memory)
-        restoring = self._in(State.STORED, sandbox_id, state=State.RESTORING)
+        restoring = self._in(State.STORED, sandbox_id, state=State.RESTORING, has_place=True)
         assert restoring is not None
         return restoring
 
     def restore_failed(self, sandbox_id: str) -> None:
         """Note that no box could be made for it; it is stored as before, unless somebody has ended it meanwhile."""
-        self._in(State.RESTORING, sandbox_id, state=State.STORED)
+        self._in(State.RESTORING, sandbox_id, state=State.STORED, has_place=False)
 
     def resumed(self, sandbox_id: str, seconds: int, now: Now, *, network: Network | None = None) -> Sandbox:
         """Note that a paused one goes on, or that a box was made for it (then it may reach `network`); it ends
@@ -385,7 +386,7 @@ class Registry:
 
     def room(self) -> int:
         """Say how many more sandboxes the cap allows."""
-        return self._max_sandboxes - sum(one.state is not State.STORED for one in self._sandboxes.values())
+        return self._max_sandboxes - sum(one.has_place for one in self._sandboxes.values())
 
     # -- inside ---------------------------------------------------------------------------------------------------
 

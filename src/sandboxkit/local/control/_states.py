@@ -87,6 +87,8 @@ class Sandbox:
     """What its pause has kept; None while it runs, and until the pause is done."""
     persisted: bool = False
     """A copy of its files will be there after the engine's end. Always False while it runs."""
+    has_place: bool = True
+    """It counts towards the cap: there is a box of it, or one is being made or ended."""
     memory_lost: bool = False
     """Its processes were started anew for files that older ones have left."""
 
