@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sandboxkit import Endpoint, SandboxPool, Session, TimeoutPolicy
-from sandboxkit.errors import ConfigurationError, SandboxkitError, UnsupportedOption
+from sandboxkit.errors import ConfigurationError, SandboxkitError, SandboxNotFound, UnsupportedOption
 from sandboxkit.local._child import stop_engines
 from sandboxkit.testing import FakeProvider
 
@@ -101,8 +101,8 @@ def test_a_timeout_policy_that_cannot_be(wrong: dict[str, Any]) -> None:
 
 
 def test_a_long_id_is_not_repeated() -> None:
-    """attach() shortens what it is given."""
-    with SandboxPool(endpoint=FakeProvider()) as pool, pytest.raises(UnsupportedOption) as caught:
+    """The error shortens what attach() was given."""
+    with SandboxPool(endpoint=FakeProvider()) as pool, pytest.raises(SandboxNotFound) as caught:
         pool.attach("x" * 100_000)
     assert len(str(caught.value)) < 300
 

@@ -165,7 +165,7 @@ def test_bad_arguments_are_refused_at_once(fake: FakeProvider) -> None:
     with pytest.raises(errors.ConfigurationError, match="max_live"):
         SandboxPool(endpoint=fake, max_live=0)
     with pytest.raises(errors.ConfigurationError, match="min_warm"):
-        SandboxPool(endpoint=fake, min_warm=1)
+        SandboxPool(endpoint=fake, min_warm=-1)
 
 
 def test_waiting_callers_time_out(fake: FakeProvider) -> None:

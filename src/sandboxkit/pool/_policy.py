@@ -82,6 +82,7 @@ from sandboxkit.pool._moves import (
     Renewed,
     RenewFailed,
     Resize,
+    Source,
     Tick,
 )
 from sandboxkit.pool._slots import Slot, Ticket
@@ -328,8 +329,10 @@ class PoolPolicy(Matching):
         if slot.doomed is not None:
             self._doom(slot, slot.doomed)
             return
+        # One that was begun for the stock is blank, whoever has been promised it meanwhile.
+        source: Source = "attached" if slot.adopts is not None else "warm" if slot.blank else "created"
         for ticket_id in slot.tickets:
-            self._grant(self.tickets[ticket_id], slot, "created" if slot.adopts is None else "attached")
+            self._grant(self.tickets[ticket_id], slot, source)
         if not slot.tickets:
             self._settle(slot, now)
 

@@ -219,7 +219,7 @@ class FakeProvider:
         self._reap()
         if sandbox_id not in self._sandboxes:
             reason = self.ended.get(sandbox_id, "never there")
-            raise SandboxNotFound(f"Sandbox {sandbox_id} was not found ({reason}).", sandbox_id=sandbox_id)
+            raise SandboxNotFound(f"Sandbox {sandbox_id[:64]} was not found ({reason}).", sandbox_id=sandbox_id)
         return self._sandboxes[sandbox_id]
 
     def _reap(self) -> None:

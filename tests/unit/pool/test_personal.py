@@ -47,6 +47,20 @@ async def test_the_same_arguments_work_warm_and_cold(min_warm: int) -> None:
             assert (await other.run_code(READ)).text == "(None, None)"
 
 
+async def test_one_that_is_still_being_made_for_the_stock_becomes_the_sessions_own() -> None:
+    """Who takes a blank sandbox that is not ready yet gets the environment, secrets, files and tags as well."""
+    fake, told = FakeProvider(create_delay=0.2), list[Event]()
+    async with AsyncSandboxPool(endpoint=fake, min_warm=1, on_event=told.append) as pool:
+        with anyio.move_on_after(0.05):
+            await pool.wait_ready()
+        async with pool.session("a", envs={"NAME": "n"}, secrets={"TOKEN": "t"}, files={"x": "x"}) as session:
+            assert (await session.run_code(READ)).text == "('n', 't')"
+            assert await session.files.read_text("x") == "x"
+            assert fake.created <= 2
+    (opened,) = [event for event in told if event.name == "session.opened"]
+    assert (opened.session, opened.data["source"]) == ("a", "warm")
+
+
 async def test_files_are_for_a_new_sandbox_only(min_warm: int) -> None:
     """Who comes back to a session finds it as it was left."""
     async with AsyncSandboxPool(endpoint=FakeProvider(), min_warm=min_warm) as pool:

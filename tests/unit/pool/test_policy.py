@@ -91,11 +91,11 @@ def test_a_warm_one_that_nobody_accepted_is_warm_again() -> None:
 
 
 def test_one_that_is_being_made_for_the_stock_serves_who_comes_first() -> None:
-    """The ticket waits for it and gets it as created; the stock asks for one more."""
+    """The ticket waits for it and gets it as warm, for it is blank; the stock asks for one more."""
     pool = policy(min_warm=(("x", 1),))
     pool.step(Tick(), 0.0)
     assert pool.step(ask(7, "a"), 0.5) == [Create(2, None, X)]
-    assert pool.step(Created(1), 1.0) == [Grant(7, 1, "created")]
+    assert pool.step(Created(1), 1.0) == [Grant(7, 1, "warm")]
 
 
 def test_the_oldest_warm_one_that_is_there_goes_first() -> None:
