@@ -32,9 +32,9 @@ from sandboxkit.local.isolation._copying import fill_trees, save_trees
 from sandboxkit.local.isolation._limits import Cgroup, inside_limits, report
 from sandboxkit.local.isolation._link import AgentLink
 from sandboxkit.local.isolation._nursery import EntryFailed, Nursery
-from sandboxkit.local.isolation._processes import processes_of, usage_of
 from sandboxkit.local.isolation._stopping import Stopper
 from sandboxkit.local.isolation._told import ERRORS_KEPT, memory_file, only_child, said
+from sandboxkit.local.isolation._usage import measure
 from sandboxkit.local.isolation._waiting import uncancelled, until_readable
 from sandboxkit.local.isolation._warden_link import Warden, pid_of
 
@@ -83,11 +83,6 @@ class BubblewrapBox:
     def init_pid(self) -> int:
         """Pid of the box's init as the engine sees it; 0 before it is known."""
         return self._init
-
-    @property
-    def outer_pid(self) -> int:
-        """Pid of the bubblewrap outside as the engine sees it. ProcessLookupError when it has ended."""
-        return pid_of(self._outer_fd)
 
     # -- making --------------------------------------------------------------------------------------------------
 
@@ -450,19 +445,4 @@ class BubblewrapBox:
         """Measure; see `_base.Box.usage`. AgentLost when the box has ended."""
         if not self._init:
             raise AgentLost("the sandbox has ended")
-        disk = self.disk_used()
-        found = usage_of(processes_of(self._init))
-        group = self._cgroup
-        memory, cache = found.memory + disk, disk
-        if group is not None and group.has("memory"):
-            memory, cache = group.memory(), group.files()
-            # What the engine wrote for a client (an upload) is charged to the engine, and is this box's all the same.
-            elsewhere = max(0, disk - cache)
-            memory, cache = memory + elsewhere, cache + elsewhere
-        return Usage(
-            cpu_seconds=group.cpu_seconds() if group is not None and group.has("cpuacct") else found.cpu_seconds,
-            memory=memory,
-            cache=cache,
-            disk=disk,
-            processes=found.processes,
-        )
+        return measure(self._init, self.disk_used(), self._cgroup)
