@@ -198,7 +198,7 @@ def test_a_sandbox_whose_pillar_is_killed(start: Any, tools: Any, victim: str) -
     before = run.size()
     sandbox = interpreter.Sandbox.create(**run.sdk)
     running = sandbox.commands.run("sleep 1000", background=True)
-    everything = [pid for root in inside(run, tools).values() for pid in (root, *tools.descendants(root))]
+    everything = set().union(*map(tools.descendants, inside(run, tools).values()))
     os.kill(inside(run, tools)[victim], signal.SIGKILL)
     with pytest.raises((e2b.SandboxException, httpx.TransportError)) as told:
         running.wait()
