@@ -40,7 +40,8 @@ def main() -> None:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        isolation = GvisorIsolation(namespace, runsc) if runsc else BubblewrapIsolation(namespace)
+        ways = {"zygote": given.pop("zygote", "auto"), "without_steps": given.pop("without_steps", ())}
+        isolation = GvisorIsolation(namespace, runsc) if runsc else BubblewrapIsolation(namespace, **ways)
 
         async def run() -> object:
             await isolation.start()

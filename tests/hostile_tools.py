@@ -50,7 +50,7 @@ def died(action):
     status = os.waitpid(pid, 0)[1]
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 NUMBERS = json.loads(sys.argv[1])
-INIT = 1
+AGENT, INIT = os.getppid(), 1
 '''
 
 
@@ -70,7 +70,7 @@ async def attack(isolation: Any, code: str) -> Any:
     }
     box, other = await isolation.create(small("hostile")), await isolation.create(small("other"))
     # In a box of bubblewrap's its init is the first process, and our agent the second.
-    program = PRELUDE + f"AGENT = {1 if isolation.name == 'gvisor' else 2}\n" + code + "\nprint(json.dumps(out))\n"
+    program = PRELUDE + code + "\nprint(json.dumps(out))\n"
     done = await run(box, ["python3", "-I", "-c", program, json.dumps(numbers)])
     assert done.status.code == 0, f"{done.status}: {done.output[-3000:]}"
     assert (await run(other, ["echo", "fine"])).output == "fine\n"

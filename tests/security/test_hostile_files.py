@@ -24,8 +24,10 @@ async def attacked(isolation: Any, code: str) -> Any:
 
 WAYS_OUT = r"""
 SECRET = %(secret)r
-ways = ['', '/proc/self/root', '/proc/self/task/%%d/root' %% os.getpid(), '/proc/1/root', '/proc/2/root', '/proc/1/cwd',
-        '/proc/self/cwd/../../../../..', '/proc/1/cwd/../../../..', '/home/user/../../..', '/dev/fd/../../..',
+ways = ['', '/proc/self/root', '/proc/self/task/%%d/root' %% os.getpid(), '/proc/1/root', '/proc/2/root',
+        '/proc/3/root',
+        '/proc/1/cwd', '/proc/self/cwd/../../../../..', '/proc/1/cwd/../../../..', '/home/user/../../..',
+        '/dev/fd/../../..',
         '/proc/1/root/../../..', '/opt/sandboxkit/python/../../../..', '/opt/sandboxkit/agent/../../..', '/usr/..']
 for at, way in enumerate(ways):
     attempt('secret through %%s' %% way, read, way + SECRET)
@@ -98,7 +100,7 @@ for path in ('/usr/bin/env', '/etc/passwd', '/opt/sandboxkit/agent/agent.py', '/
         fd = os.open(path, os.O_RDONLY)
         mmap.mmap(fd, 0, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
     attempt('map ' + path, share)
-for pid in (1, 2):
+for pid in (1, 2, AGENT):
     attempt('exe of %d' % pid, lambda: os.close(os.open('/proc/%d/exe' % pid, os.O_WRONLY)))
 """
 

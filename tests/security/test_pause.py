@@ -180,7 +180,7 @@ async def lost_in_between(isolation: Any) -> dict[str, Any]:
             answers.append("lost")
     other = await isolation.create(small("dies"))
     await other.pause()
-    os.kill(other._outer.pid, signal.SIGKILL)
+    signal.pidfd_send_signal(other._outer_fd, signal.SIGKILL)
     async with asyncio.timeout(10):
         end = await asyncio.shield(other.ended)
     return {"first": first, "answers": answers, "end": end.reason}

@@ -35,13 +35,17 @@ for top, _dirs, files in os.walk('/proc/sys'):
         try: os.close(os.open(os.path.join(top, f), os.O_WRONLY)); sysctls.append(os.path.join(top, f))
         except OSError: pass
 pids = sorted(int(n) for n in os.listdir('/proc') if n.isdigit())
+agent = next(pid for pid in pids[1:] if '/opt/sandboxkit/agent/' in read('/proc/%d/cmdline' % pid))
 print(json.dumps({
     'status': status, 'writable': writable, 'sysctls': sysctls, 'pids': pids,
     'root': sorted(os.listdir('/')), 'etc': sorted(os.listdir('/etc')), 'env': dict(os.environ),
     'fds': {n: link('/proc/self/fd/' + n) for n in os.listdir('/proc/self/fd')},
     'one': {n: read('/proc/1/' + n) for n in ['environ', 'cmdline', 'maps', 'mountinfo', 'cgroup']},
-    'exe': link('/proc/1/exe'), 'agent_fd': link('/proc/2/fd'),
-    'agent': {n: read('/proc/2/' + n) for n in ['environ', 'cmdline', 'comm', 'mem', 'maps']},
+    'exe': link('/proc/1/exe'), 'agent_fd': link('/proc/%d/fd' % agent),
+    'agent': {n: read('/proc/%d/' % agent + n) for n in ['environ', 'cmdline', 'comm', 'mem', 'maps', 'mountinfo']},
+    'others': [{n: read('/proc/%d/' % pid + n) for n in ['environ', 'cmdline', 'comm', 'maps', 'mountinfo', 'cgroup']}
+               for pid in pids],
+    'links': [link('/proc/%d/%s' % (pid, n)) for pid in pids for n in ['exe', 'cwd', 'root']],
     'mountinfo': read('/proc/self/mountinfo'), 'unix': read('/proc/net/unix'), 'passwd': read('/etc/passwd'),
     'shadow': read('/etc/shadow'), 'whoami': os.getuid(), 'groups': os.getgroups(), 'sys': os.path.exists('/sys'),
     'hostname': os.uname().nodename, 'path': __import__('sys').path,
@@ -61,10 +65,18 @@ async def look(isolation: Any) -> Any:
     return seen
 
 
-@pytest.mark.parametrize("ordinary", [False, True], ids=["as-started", "as-ordinary-user"])
-def test_what_is_seen_inside(box_runner: Any, ordinary: bool) -> None:
-    """Inside there is the read-only system, one home, two processes of ours, and the program."""
-    seen = box_runner(look, as_ordinary_user=ordinary)
+WAYS = pytest.mark.parametrize(
+    ("ordinary", "zygote"),
+    [(False, "only"), (True, "only"), (False, "off"), (True, "off")],
+    ids=["as-started", "as-ordinary-user", "as-started-by-exec", "as-ordinary-user-by-exec"],
+)
+"""Agents that were forked by a zygote, and agents that were started by exec."""
+
+
+@WAYS
+def test_what_is_seen_inside(box_runner: Any, ordinary: bool, zygote: str) -> None:
+    """Inside there is the read-only system, one home, two or three processes of ours, and the program."""
+    seen = box_runner(look, as_ordinary_user=ordinary, zygote=zygote)
 
     assert seen["status"]["CapEff"] == seen["status"]["CapPrm"] == seen["status"]["CapBnd"] == "0" * 16
     assert seen["status"]["CapInh"] == seen["status"]["CapAmb"] == "0" * 16
@@ -83,7 +95,8 @@ def test_what_is_seen_inside(box_runner: Any, ordinary: bool) -> None:
     assert len(seen["passwd"].splitlines()) == 3
 
     assert seen["pids"][0] == 1
-    assert len(seen["pids"]) == 3, "init, the agent and the program: no process of the host or of another box"
+    ours = 3 if zygote == "only" else 2
+    assert len(seen["pids"]) == ours + 1, "what is ours, and the program: no process of the host or of another box"
     assert seen["other"] == "False"
     assert seen["hostname"] == "sandbox"
 
@@ -93,17 +106,22 @@ def test_what_is_seen_inside(box_runner: Any, ordinary: bool) -> None:
     assert seen["one"]["environ"] == ""
     words = seen["one"]["cmdline"].split("\0")
     assert words[:2] == ["bwrap", "--args"]
-    assert words[3:8] == ["--", "/opt/sandboxkit/python/bin/python3", "-I", "-S", "/opt/sandboxkit/agent/agent.py"]
+    python = "/opt/sandboxkit/python/bin/python3"
+    if zygote == "only":
+        assert words[3:] == ["--", "/usr/bin/cat", ""]
+        assert seen["agent"]["cmdline"].split("\0")[0] == python
+    else:
+        assert words[3:8] == ["--", python, "-I", "-S", "/opt/sandboxkit/agent/agent.py"]
     assert seen["agent"]["environ"] == "error 13", "the agent's memory and environment are closed to its own uid"
     assert seen["agent"]["mem"] == "error 13"
     assert seen["agent"]["maps"].startswith("error 13") or seen["agent"]["maps"] == ""
     assert seen["agent_fd"].startswith("error")
 
 
-@pytest.mark.parametrize("ordinary", [False, True], ids=["as-started", "as-ordinary-user"])
-def test_no_host_path_shows(box_runner: Any, ordinary: bool) -> None:
+@WAYS
+def test_no_host_path_shows(box_runner: Any, ordinary: bool, zygote: str) -> None:
     """Neither the interpreter's home, nor this checkout, nor the engine's state directory is named anywhere inside."""
-    seen = box_runner(look, as_ordinary_user=ordinary)
+    seen = box_runner(look, as_ordinary_user=ordinary, zygote=zygote)
     everything = json.dumps(seen)
     hidden = {os.path.realpath(sys.base_prefix), os.path.realpath(sys.prefix), os.getcwd(), "sandboxkit-boxes-"}
     hidden |= {os.path.expanduser("~") + "/", "site-packages/bubblewrap"}

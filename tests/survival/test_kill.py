@@ -172,11 +172,21 @@ def test_another_engines_env_file_stays(start: Any, tools: Any) -> None:
 
 def inside(run: Any, tools: Any) -> dict[str, int]:
     """The processes of the only sandbox: bubblewrap outside, its init, the agent."""
-    outer = [pid for pid, parent in tools.parents().items() if parent == run.pid]
-    assert len(outer) == 1, outer
-    (init,) = (pid for pid, parent in tools.parents().items() if parent == outer[0])
-    (agent,) = (pid for pid, parent in tools.parents().items() if parent == init)
-    return {"bubblewrap": outer[0], "init": init, "agent": agent}
+    depths = {pid: len(namespaced(pid)) for pid in tools.descendants(run.pid)}
+    # The warden is in a process namespace of its own, and a sandbox in one below that.
+    init, _holder, agent, *_ = sorted(
+        (pid for pid, depth in depths.items() if depth == 3), key=lambda pid: namespaced(pid)[-1]
+    )
+    return {"bubblewrap": tools.parents()[init], "init": init, "agent": agent}
+
+
+def namespaced(pid: int) -> list[int]:
+    """A process's numbers, from the outermost process namespace to its own."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return []
+    return [int(word) for word in next(line for line in lines if line.startswith("NSpid:")).split()[1:]]
 
 
 @pytest.mark.parametrize("victim", ["bubblewrap", "init", "agent"])
@@ -188,7 +198,7 @@ def test_a_sandbox_whose_pillar_is_killed(start: Any, tools: Any, victim: str) -
     before = run.size()
     sandbox = interpreter.Sandbox.create(**run.sdk)
     running = sandbox.commands.run("sleep 1000", background=True)
-    everything = tools.descendants(inside(run, tools)["bubblewrap"])
+    everything = set().union(*map(tools.descendants, inside(run, tools).values()))
     os.kill(inside(run, tools)[victim], signal.SIGKILL)
     with pytest.raises((e2b.SandboxException, httpx.TransportError)) as told:
         running.wait()

@@ -69,6 +69,12 @@ from sandboxkit.errors import EngineUnavailable
     metavar="MIB",
     help="MiB that all kept files together may take.",
 )
+@click.option(
+    "--zygote/--no-zygote",
+    default=True,
+    show_default=True,
+    help="Fork agents and interpreters from one loaded process for each template, where that works.",
+)
 def serve(
     host: str,
     port: int,
@@ -80,6 +86,7 @@ def serve(
     warm: int,
     keep: bool,
     keep_max: int,
+    zygote: bool,
 ) -> None:
     """Run the local engine until Ctrl-C, for any E2B client.
 
@@ -100,6 +107,7 @@ def serve(
         max_sandboxes=max_sandboxes,
         max_memory=None if max_memory is None else max_memory * 1024 * 1024,
         warm=warm,
+        zygote=zygote,
         warm_from_start=True,
         keep=keep,
         keep_bytes=keep_max * 1024 * 1024,

@@ -32,6 +32,8 @@ class EngineConfig:
         env_file: where to write the three variables for E2B's SDKs once the engine answers; None writes nothing.
         isolation: what makes the boxes; `auto` is bubblewrap. `gvisor` needs runsc, on the PATH or named by
             SANDBOXKIT_RUNSC.
+        zygote: fork agents and interpreters from one loaded process for each template, where that works; otherwise,
+            and where it does not, each is started by exec.
         internet: what a sandbox may reach when its creator does not say.
         internet_ceiling: the most that a creator may ask for; None means what `internet` says, and no more.
         state_root: directory for what engines keep while they run; None means `run` beneath `cache_home()`.
@@ -59,6 +61,7 @@ class EngineConfig:
     port: int = 0
     env_file: str | None = None
     isolation: IsolationName = "auto"
+    zygote: bool = True
     internet: Internet = "deny"
     internet_ceiling: Internet | None = None
     state_root: str | None = None

@@ -106,7 +106,11 @@ def serve(config: EngineConfig, *, on_ready: OnReady | None = None, parent_pipe:
             readable = [str(home), *map(str, template.roots()), *([runsc] if runsc else [])]
             namespace = enter(state_dir, readable=readable, keeps=config.keep)
             indexes.place_certificates(namespace.runtime / "etc")
-        isolation = GvisorIsolation(namespace, runsc) if runsc else BubblewrapIsolation(namespace)
+        isolation = (
+            GvisorIsolation(namespace, runsc)
+            if runsc
+            else BubblewrapIsolation(namespace, zygote="auto" if config.zygote else "off")
+        )
         store = Store(home)
         templates = BuiltTemplates(store)
         services = Services(envd=EnvdService, interpreter=InterpreterService)

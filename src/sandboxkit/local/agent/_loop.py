@@ -428,7 +428,20 @@ def raise_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def serve(fd: int) -> None:
-    """Serve the socket with this number until the engine closes its end."""
+def serve(fd: int, *, can_fork_kernels: bool = False) -> None:
+    """Serve the socket with this number until the engine closes its end.
+
+    Args:
+        can_fork_kernels: raise `_programs.BecomeKernel` in a fork that is to be a kernel, instead of starting one.
+    """
     raise_limit()
-    Agent(_socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd)).run()
+    agent = Agent(_socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd))
+    agent.rules.can_fork_kernels = can_fork_kernels
+    try:
+        agent.run()
+    except _programs.BecomeKernel:
+        # Their numbers mean the kernel's descriptors by now, or will.
+        agent.poll.close()
+        for sock in (agent.sock, *agent.listeners.values(), *(one for one, _ in agent.dials.values())):
+            sock.detach()
+        raise

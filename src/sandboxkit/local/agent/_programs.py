@@ -22,8 +22,26 @@ QUEUED = 819_200
 SIGNALS = 4096
 
 
+KERNEL = [b"/opt/sandboxkit/env/bin/python3", b"/opt/sandboxkit/agent/kernel.py"]
+FIXED_AT_START = (b"PYTHON", b"LD_", b"LC_", b"LANG", b"HOME", b"MALLOC_", b"GLIBC_", b"GCONV_", b"IPYTHON")
+"""How the names of variables begin that a Python process heeds at its start, and no more later."""
+ZYGOTES = {b"LANG": b"C.UTF-8", b"HOME": b"/home/user"}
+"""What of these the zygote was started with."""
+
+
+class BecomeKernel(BaseException):
+    """Raised in a fork of the agent that is to be a kernel, to leave the agent's frames behind."""
+
+    def __init__(self, environment: dict[bytes, bytes]) -> None:
+        super().__init__()
+        self.environment = environment
+
+
 class Rules:
     """What every program that is started gets: set once, by HELLO."""
+
+    can_fork_kernels = False
+    """Whether this process has an interpreter loaded that was never used."""
 
     processes = 256
     open_files = 4096
@@ -51,10 +69,16 @@ def spawn(rules: Rules, cwd: bytes, argv: list[bytes], envs: dict[bytes, bytes],
             become(rules, fds, tty)
             os.chdir(cwd)
             path = argv[0]
+            if rules.can_fork_kernels and argv == KERNEL and not _differs_at_start(envs):
+                os.close(report)
+                raise BecomeKernel(envs)
             execute(argv, envs)
         except OSError as error:
             os.write(report, pack([error.errno or errno.EIO, path]))
-        finally:
+            os._exit(127)
+        except BecomeKernel:
+            raise
+        except BaseException:
             os._exit(127)
     os.close(report)
     try:
@@ -66,6 +90,12 @@ def spawn(rules: Rules, cwd: bytes, argv: list[bytes], envs: dict[bytes, bytes],
         code, path = unpack(told)
         raise fail(number(code), path)
     return pid
+
+
+def _differs_at_start(envs: dict[bytes, bytes]) -> bool:
+    """Whether an interpreter would have to be started anew to heed this environment."""
+    fixed = {name: value for name, value in envs.items() if name.startswith(FIXED_AT_START)}
+    return fixed != ZYGOTES
 
 
 def become(rules: Rules, fds: dict[int, int], tty: int) -> None:

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 from .kernel_mime import DERIVED, encode, fields
-from .kernel_shell import make_shell
+from .kernel_shell import Shell, environment_for_shell, make_shell
 from .kernel_wire import MAX_BODY, Wire
 
 HANDLE_RUN = asyncio.Handle._run.__code__
@@ -69,12 +69,14 @@ class Selector(selectors.DefaultSelector):
 class Kernel:
     """One interpreter, behind one wire."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, shell: Shell | None = None) -> None:
         self._selector = Selector()
         self._loop = asyncio.SelectorEventLoop(self._selector)
         asyncio.set_event_loop(self._loop)
         self._wire = Wire(descriptor, hold=self._hold, release=self._release)
-        self._shell = make_shell(self)
+        self._is_warm = shell is not None
+        self._shell = make_shell() if shell is None else shell
+        self._shell.sink = self
         # Cells share one context, so that context variables live on from cell to cell.
         self._context = contextvars.copy_context()
         self._frames: asyncio.Queue[tuple[dict[str, Any], bytes] | None] = asyncio.Queue()
@@ -114,7 +116,8 @@ class Kernel:
             self._frames.put_nowait(frame)
 
     async def _serve(self) -> None:
-        await self._warm_up()
+        if not self._is_warm:
+            await warm_up(self._shell)
         while not self._exiting and (frame := await self._frames.get()) is not None:
             head, body = frame
             request = json.loads(body)
@@ -132,19 +135,6 @@ class Kernel:
             self._task = None
             ended, self._cell = self._cell, None
             self._wire.send({"op": "ended", "cell": ended, "exiting": self._exiting})
-
-    async def _warm_up(self) -> None:
-        """Go once through all that a cell goes through, without a trace: the first one takes fifteen times as long as
-        the next, and need not be the user's."""
-        shell = self._shell
-        code = 'print(end="")'
-        await shell.run_cell_async(
-            code,
-            store_history=False,
-            silent=True,
-            transformed_cell=shell.transform_cell(code),  # type: ignore[no-untyped-call]
-        )
-        shell.last_execution_result = None
 
     # -- one cell -------------------------------------------------------------------------------------------------
 
@@ -299,9 +289,53 @@ def _open_streams() -> None:
         setattr(sys, f"__{name}__", stream)
 
 
-def serve(descriptor: int) -> None:
-    """Serve cells that come over `descriptor` until the engine closes it."""
+async def warm_up(shell: Shell) -> None:
+    """Go once through all that a cell goes through, without a trace: the first one takes fifteen times as long as the
+    next, and need not be the user's."""
+    code = 'print(end="")'
+    await shell.run_cell_async(
+        code,
+        store_history=False,
+        silent=True,
+        transformed_cell=shell.transform_cell(code),  # type: ignore[no-untyped-call]
+    )
+    shell.last_execution_result = None
+
+
+class Nobody:
+    """Takes what a shell shows before there is a kernel: nothing is shown then."""
+
+    def result(self, bundle: dict[str, Any], *, is_main: bool) -> None: ...
+
+    def error(self, name: str, value: str, traceback: str) -> None: ...
+
+    def exit_after_cell(self) -> None: ...
+
+
+def prepare() -> Shell:
+    """In the zygote: make the shell of the kernels that will be forked from it. It holds no descriptor but numbers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _open_streams()
+    shell = make_shell()
+    shell.sink = Nobody()
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(warm_up(shell))
+    loop.close()
+    asyncio.set_event_loop(None)
+    return shell
+
+
+def serve(descriptor: int, shell: Shell | None = None) -> None:
+    """Serve cells that come over `descriptor` until the engine closes it.
+
+    Args:
+        shell: what `prepare` has made in the process that this one is a fork of.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if shell is None:
+        _open_streams()
+    else:
+        shell.starting_dir = os.getcwd()
+        environment_for_shell()
     faulthandler.enable()
-    Kernel(descriptor).run()
+    Kernel(descriptor, shell).run()

@@ -121,17 +121,21 @@ class Shell(InteractiveShell):
     system_piped = system_raw = system
 
 
-def make_shell(sink: Sink) -> Shell:
-    """Make the process's shell, whose results go to `sink`."""
+def environment_for_shell() -> None:
+    """Set what libraries ask the environment about where they show things."""
+    os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+
+
+def make_shell() -> Shell:
+    """Make the process's shell; its `sink` is to be set before code is run."""
     config = Config()
     config.HistoryManager.enabled = False
     config.HistoryManager.hist_file = ":memory:"
     config.InteractiveShell.colors = "nocolor"
     config.InteractiveShell.banner1 = ""
     config.Completer.use_jedi = False
-    os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    environment_for_shell()
     shell: Shell = Shell.instance(config=config)
-    shell.sink = sink
     # What `%cd` and `%bookmark` remember; on disk it would outlive the context.
     shell.db = {}
     install(shell)

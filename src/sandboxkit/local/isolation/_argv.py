@@ -14,6 +14,13 @@ from sandboxkit.local.isolation._base import BASE_PATH, HOME, PREFIX, UID, Layer
 HOSTNAME = "sandbox"
 AGENT = f"{PREFIX}/agent"
 
+ARGS_FD, SECCOMP_FD, INFO_FD, BLOCK_FD = 3, 4, 5, 6
+"""Where a bubblewrap that a warden starts finds its descriptors. 0 and 7 are the ends of one pipe, for `HOLDER`."""
+HOLDER = "/usr/bin/cat"
+"""Keeps a box open that an agent will enter: it says that the box is complete by passing on the line that it finds in
+its input, and then waits for ever for more, since it holds the other end of that itself."""
+HELD = b"\n"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostRoot:
@@ -50,6 +57,8 @@ class Plan:
     seccomp_fd: int
     info_fd: int
     block_fd: int
+    is_writable: bool = True
+    """Whether home, /tmp and /dev/shm can be written: not in the view of a zygote."""
 
 
 def arguments(plan: Plan) -> list[str]:
@@ -60,6 +69,11 @@ def arguments(plan: Plan) -> list[str]:
 def command(agent_fd: int) -> list[str]:
     """The first program inside. This does show in /proc/1/cmdline."""
     return [f"{PREFIX}/python/bin/python3", "-I", "-S", f"{AGENT}/agent.py", str(agent_fd)]
+
+
+def holding_command() -> list[str]:
+    """bubblewrap's whole command line, for a box that an agent will enter."""
+    return ["bwrap", "--args", str(ARGS_FD), "--", HOLDER]
 
 
 def _privileges(plan: Plan) -> list[str]:
@@ -100,9 +114,10 @@ def _ours(plan: Plan) -> list[str]:
 
 
 def _writable(plan: Plan) -> list[str]:
+    bind = "--bind" if plan.is_writable else "--ro-bind"
     return [
-        *("--bind", plan.tmp, "/tmp", "--bind", plan.shm, "/dev/shm"),
-        *("--perms", "0755", "--dir", "/home", "--bind", plan.home, HOME),
+        *(bind, plan.tmp, "/tmp", bind, plan.shm, "/dev/shm"),
+        *("--perms", "0755", "--dir", "/home", bind, plan.home, HOME),
         *(word for layer in plan.writable for word in ("--bind", layer.source, layer.target)),
     ]
 

@@ -2,9 +2,12 @@
 
     making ── the agent answered ──> live ── kill(), the agent lost, memory, the engine's death ──> ending ──> ended
 
-bubblewrap is three processes: the one that we start (outer), its child that is pid 1 inside (init), and the agent.
-Init is held by `--block-fd` until we have a pidfd on it and it is in its cgroup; nothing of ours runs before that.
-When init is gone, the kernel has already taken every other process of its pid namespace: `ended` means that.
+bubblewrap is three processes: the one that we start (outer), its child that is pid 1 inside (init), and the first
+program. Init is held by `--block-fd` until we have a pidfd on it and it is in its cgroup; nothing of ours runs before
+that. When init is gone, the kernel has already taken every other process of its pid namespace: `ended` means that.
+
+The first program is the agent (`start`); or one that does nothing but keep the box open (`hold`), into which a fork of
+the zygote then enters (`start_in`), before anything else can run there.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ import asyncio
 import contextlib
 import os
 import re
-import select
 import shutil
 import signal
 import socket
@@ -29,15 +31,18 @@ from sandboxkit.local.isolation._base import HOME, AgentError, AgentLost, BoxEnd
 from sandboxkit.local.isolation._copying import fill_trees, save_trees
 from sandboxkit.local.isolation._limits import Cgroup, inside_limits, report
 from sandboxkit.local.isolation._link import AgentLink
-from sandboxkit.local.isolation._processes import processes_of, usage_of
+from sandboxkit.local.isolation._nursery import EntryFailed, Nursery
 from sandboxkit.local.isolation._stopping import Stopper
+from sandboxkit.local.isolation._told import ERRORS_KEPT, memory_file, only_child, said
+from sandboxkit.local.isolation._usage import measure
+from sandboxkit.local.isolation._waiting import uncancelled, until_readable
+from sandboxkit.local.isolation._warden_link import Warden, pid_of
 
 START_WITHIN = 20.0
 """Seconds from bubblewrap's start to the agent's first answer."""
 KNOWN_WITHIN = 2.0
 PAUSED_WITHIN = 5.0
 PAUSE_POLL = 0.0003
-ERRORS_KEPT = 4096
 CHILD_PID = re.compile(rb'"child-pid": ?([1-9][0-9]{0,9})[,\s}]')
 
 
@@ -64,6 +69,8 @@ class BubblewrapBox:
         self._outer_fd = -1
         self._init = 0
         self._init_fd = -1
+        self._entered = 0
+        """Pid of an agent that entered: it is below no process of the box."""
         self._info = -1
         """Where bubblewrap tells init's pid. Open until the agent has answered: bubblewrap goes on writing to it."""
         self._told = b""
@@ -135,7 +142,7 @@ class BubblewrapBox:
         self._info, info_write = os.pipe()
         block_read, block_write = os.pipe()
         errors_read, errors_write = os.pipe()
-        seccomp_fd = _memory_file(seccomp)
+        seccomp_fd = memory_file(seccomp)
         words = _argv.arguments(plan(seccomp_fd, info_write, block_read))
         args_fd, args_write = os.pipe()
         unused = [args_write]
@@ -161,21 +168,15 @@ class BubblewrapBox:
             self._outer_fd = os.pidfd_open(self._outer.pid)
             self._watch(self._outer_fd)
             try:
-                self._let_go(unused.pop(), words)
+                self._let_go(self._outer.pid, unused.pop(), words)
                 async with asyncio.timeout(START_WITHIN):
                     await self._know_init()
                     os.write(block_write, b"1")
-                    inside = inside_limits(self._spec.limits, self._cgroup)
-                    await self.agent.hello(
-                        processes=inside.processes,
-                        open_files=inside.open_files,
-                        data=inside.data,
-                        nice=inside.nice,
-                    )
+                    await self._greet()
             except (TimeoutError, AgentLost, AgentError, ValueError, OSError) as error:
                 raise EngineUnavailable(
                     f"A sandbox did not start ({str(error) or type(error).__name__}). "
-                    f"bubblewrap said: {_said(errors_read) or 'nothing'}",
+                    f"bubblewrap said: {said(errors_read) or 'nothing'}",
                     sandbox_id=self.box_id,
                 ) from error
         finally:
@@ -183,13 +184,94 @@ class BubblewrapBox:
                 os.close(fd)
         self._close_info()
 
-    def _let_go(self, args_write: int, words: list[str]) -> None:
+    async def start_in(
+        self, nursery: Nursery, bwrap: str, plan: Callable[[int, int, int], _argv.Plan], seccomp: bytes
+    ) -> None:
+        """Start bubblewrap, have a fork of the nursery's zygote enter, and wait for the agent's answer.
+
+        Raises:
+            EntryFailed, WardenLost: the zygote or the warden failed; another attempt may go well.
+            EngineUnavailable: bubblewrap failed; the message has its words.
+        """
+        await self.hold(await nursery.ready(), bwrap, plan, seccomp)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.agent = AgentLink(ours, on_lost=self._agent_lost)
+        groups = self._cgroup.open_to_join() if self._cgroup is not None else []
+        try:
+            self._entered = await nursery.enter(self._init_fd, theirs.fileno(), groups, seccomp)
+        finally:
+            theirs.close()
+            for fd in groups:
+                os.close(fd)
+        try:
+            async with asyncio.timeout(START_WITHIN):
+                await self._greet()
+        except (TimeoutError, AgentLost, AgentError) as error:
+            raise EntryFailed(f"the agent that entered did not answer: {error}") from error
+
+    async def hold(
+        self, warden: Warden, bwrap: str, plan: Callable[[int, int, int], _argv.Plan], seccomp: bytes
+    ) -> None:
+        """Start bubblewrap by a warden, and return once the box is complete, with nothing in it but what holds it.
+
+        Raises:
+            WardenLost: it could not be started.
+            EngineUnavailable: bubblewrap failed; the message has its words.
+        """
+        words = _argv.arguments(plan(_argv.SECCOMP_FD, _argv.INFO_FD, _argv.BLOCK_FD))
+        pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(6)]
+        (input_read, input_write), (ready, ready_write), (errors, errors_write) = pipes[:3]
+        (args, args_write), (self._info, info_write), (block, block_write) = pipes[3:]
+        filter_fd = memory_file(seccomp)
+        given = (input_read, ready_write, errors_write, args, filter_fd, info_write, block, input_write)
+        unused = {fd for pipe in pipes for fd in pipe} - {self._info} | {filter_fd}
+
+        def close(*fds: int) -> None:
+            for fd in fds:
+                unused.discard(fd)
+                os.close(fd)
+
+        try:
+            os.write(input_write, _argv.HELD)
+            self._outer_fd = await warden.run(bwrap, _argv.holding_command(), given, list(range(len(given))))
+            close(*given)
+            self._watch(self._outer_fd)
+            try:
+                unused.discard(args_write)
+                self._let_go(pid_of(self._outer_fd), args_write, words)
+                async with asyncio.timeout(START_WITHIN):
+                    await self._know_init()
+                    os.write(block_write, b"1")
+                    await until_readable(ready)
+                if os.read(ready, 64) != _argv.HELD:
+                    raise ValueError("it ended at its start")
+            except (TimeoutError, ValueError, OSError) as error:
+                raise EngineUnavailable(
+                    f"A sandbox did not start ({str(error) or type(error).__name__}). "
+                    f"bubblewrap said: {said(errors) or 'nothing'}",
+                    sandbox_id=self.box_id,
+                ) from error
+        finally:
+            close(*tuple(unused))
+        self._close_info()
+
+    @property
+    def init_fd(self) -> int:
+        """A pidfd of the box's init; it stays the box's."""
+        return self._init_fd
+
+    async def _greet(self) -> None:
+        inside = inside_limits(self._spec.limits, self._cgroup, is_held=self._entered > 0)
+        await self.agent.hello(
+            processes=inside.processes, open_files=inside.open_files, data=inside.data, nice=inside.nice
+        )
+
+    def _let_go(self, outer: int, args_write: int, words: list[str]) -> None:
         """Give bubblewrap its arguments, which it waits for: not before it is in its cgroup, so that this is the root
         of its cgroup namespace and /proc/self/cgroup inside names nothing above it."""
-        assert self._outer is not None
         with os.fdopen(args_write, "wb") as stream:
             if self._cgroup is not None:
-                self._cgroup.join(self._outer.pid)
+                self._cgroup.join(outer)
             stream.write(b"\0".join(map(os.fsencode, words)) + b"\0")
 
     async def _know_init(self) -> None:
@@ -198,19 +280,20 @@ class BubblewrapBox:
         May be cancelled and called again: what was read so far is kept.
         """
         while (found := CHILD_PID.search(self._told)) is None:
-            await _until_readable(self._info)
+            await until_readable(self._info)
             piece = os.read(self._info, 4096)
             self._told += piece
             if not piece or len(self._told) > ERRORS_KEPT:
                 raise ValueError("bubblewrap ended before it made the sandbox")
-        self._init = int(found[1])
+        # A warden's bubblewrap counts processes in the warden's namespace.
+        self._init = int(found[1]) if self._outer is not None else only_child(pid_of(self._outer_fd))
         self._init_fd = os.pidfd_open(self._init)
         self._watch(self._init_fd)
 
     async def _know_init_after_all(self) -> None:
         """Find init where making the box was broken off: without bubblewrap, which must not die before it has told,
         init would wait for ever, and nobody would know of it."""
-        if self._outer is not None and self._info >= 0 and self._init_fd < 0:
+        if self._outer_fd >= 0 and self._info >= 0 and self._init_fd < 0:
             with contextlib.suppress(TimeoutError, ValueError, OSError):
                 async with asyncio.timeout(KNOWN_WITHIN):
                     await self._know_init()
@@ -231,7 +314,7 @@ class BubblewrapBox:
         """End it for a reason, and wait until nothing is left, even if cancelled meanwhile."""
         self.begin_end(why)
         assert self._ending is not None
-        await _uncancelled(self._ending)
+        await uncancelled(self._ending)
 
     def begin_end(self, why: BoxEnd) -> None:
         """Start ending it; the first reason counts."""
@@ -266,7 +349,7 @@ class BubblewrapBox:
             self.agent.close()
         for pidfd in (self._init_fd, self._outer_fd):
             if pidfd >= 0:
-                await _until_readable(pidfd)
+                await until_readable(pidfd)
         # Its pidfd has said that it ended, unless there was no descriptor left for one.
         if self._outer is not None and self._outer.poll() is None:
             self._outer.kill()
@@ -301,7 +384,7 @@ class BubblewrapBox:
         self.agent.hold()
         try:
             async with asyncio.timeout(PAUSED_WITHIN):
-                while not self._stopper.stop(self._init):
+                while not self._stopper.stop(*self.roots()):
                     await asyncio.sleep(PAUSE_POLL)
                     self._must_live()
         except BaseException:
@@ -313,6 +396,10 @@ class BubblewrapBox:
         """Let everything go on; see `_base.Box.resume`."""
         self._must_live()
         self._go_on()
+
+    def roots(self) -> tuple[int, ...]:
+        """The processes that all others of the box are below of, and that it ends with, as the engine sees them."""
+        return (self._init, self._entered) if self._entered else (self._init,)
 
     def _must_live(self) -> None:
         if self._ending is not None or not self._init:
@@ -358,68 +445,4 @@ class BubblewrapBox:
         """Measure; see `_base.Box.usage`. AgentLost when the box has ended."""
         if not self._init:
             raise AgentLost("the sandbox has ended")
-        disk = self.disk_used()
-        found = usage_of(processes_of(self._init))
-        group = self._cgroup
-        memory, cache = found.memory + disk, disk
-        if group is not None and group.has("memory"):
-            memory, cache = group.memory(), group.files()
-            # What the engine wrote for a client (an upload) is charged to the engine, and is this box's all the same.
-            elsewhere = max(0, disk - cache)
-            memory, cache = memory + elsewhere, cache + elsewhere
-        return Usage(
-            cpu_seconds=group.cpu_seconds() if group is not None and group.has("cpuacct") else found.cpu_seconds,
-            memory=memory,
-            cache=cache,
-            disk=disk,
-            processes=found.processes,
-        )
-
-
-# -- small things ------------------------------------------------------------------------------------------------
-
-
-def _memory_file(data: bytes) -> int:
-    """A descriptor from which `data` can be read."""
-    fd = os.memfd_create("sandboxkit", os.MFD_CLOEXEC)
-    os.write(fd, data)
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
-
-
-async def _until_readable(fd: int) -> None:
-    """Wait for a descriptor in the loop."""
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-
-    def note() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    loop.add_reader(fd, note)
-    try:
-        await ready
-    finally:
-        loop.remove_reader(fd)
-
-
-def _said(errors: int) -> str:
-    """What bubblewrap wrote to its standard error so far."""
-    if not select.select([errors], [], [], 0.05)[0]:
-        return ""
-    return os.read(errors, ERRORS_KEPT).decode("utf-8", "replace").strip()
-
-
-async def _uncancelled(task: asyncio.Task[None]) -> None:
-    """Wait for a task to its end; a cancellation that came meanwhile is raised after it."""
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            if task.cancelled():
-                raise
-            cancelled = error
-    task.result()
-    if cancelled is not None:
-        raise cancelled
+        return measure(self._init, self.disk_used(), self._cgroup)

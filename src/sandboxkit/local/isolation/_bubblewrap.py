@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import shutil
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from sandboxkit.errors import EngineUnavailable, IsolationUnavailable
+from sandboxkit.local._log import log
 from sandboxkit.local.isolation import _argv, _kernel, _runtime, _seccomp
-from sandboxkit.local.isolation._base import BoxEnd, BoxSpec, Layer, Limits
+from sandboxkit.local.isolation._base import HOME, BoxEnd, BoxSpec, Layer, Limits
 from sandboxkit.local.isolation._box import BubblewrapBox
 from sandboxkit.local.isolation._cgroup1 import BoxCgroups
 from sandboxkit.local.isolation._cgroup2 import BoxCgroup2
 from sandboxkit.local.isolation._limits import Cgroup, allows_uncounted
 from sandboxkit.local.isolation._namespace import EngineNamespace
+from sandboxkit.local.isolation._nurseries import Nurseries
+from sandboxkit.local.isolation._nursery import EntryFailed, Nursery, Refused
 from sandboxkit.local.isolation._remedies import MISSING_BWRAP, host_facts, remedy
+from sandboxkit.local.isolation._warden_link import WardenLost
 from sandboxkit.local.isolation._watchdog import Watchdog
+
+ATTEMPTS = 2
+"""By a zygote; then by exec."""
+Zygote = Literal["auto", "off", "only"]
 
 BOX_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -29,12 +40,21 @@ class BubblewrapIsolation:
 
     Args:
         namespace: what `enter` returned.
+        zygote: fork agents where that works (`auto`), never (`off`), or make no box otherwise (`only`).
+        without_steps: steps of a zygote's forks that are left out; for the tests that show that this is noticed.
     """
 
     name = "bubblewrap"
 
-    def __init__(self, namespace: EngineNamespace) -> None:
+    def __init__(
+        self, namespace: EngineNamespace, *, zygote: Zygote = "auto", without_steps: Sequence[str] = ()
+    ) -> None:
         self._namespace = namespace
+        self._zygote = zygote
+        self._nurseries = Nurseries(
+            lambda *given: self._plan(None, None, *given), boxes=namespace.runtime / "boxes", without=without_steps
+        )
+        self._making: set[str] = set()
         self._bwrap: str | None = None
         self._boxes: dict[str, BubblewrapBox] = {}
         self._layers: dict[tuple[str, ...], Path] = {}
@@ -64,7 +84,8 @@ class BubblewrapIsolation:
         for candidate in candidates:
             self._bwrap = candidate
             try:
-                box = await self.create(BoxSpec(box_id="probe", limits=Limits(disk=1 << 20, inodes=64)))
+                spec = BoxSpec(box_id="probe", limits=Limits(disk=1 << 20, inodes=64))
+                box = await self._attempt(spec, candidate, None)
             except EngineUnavailable as error:
                 said.append(f"{candidate}: {error}")
                 self._bwrap = None
@@ -77,32 +98,67 @@ class BubblewrapIsolation:
     async def create(self, spec: BoxSpec) -> BubblewrapBox:
         """Make a box; see `_base.Isolation.create`. EngineUnavailable where it does not start, ValueError for a
         `box_id` that is not 1-64 letters, digits, `-` and `_`, or that is in use."""
-        if not BOX_ID.fullmatch(spec.box_id) or spec.box_id in self._boxes:
+        if not BOX_ID.fullmatch(spec.box_id) or spec.box_id in self._boxes or spec.box_id in self._making:
             raise ValueError(f"box_id {spec.box_id!r} is malformed or in use")
         if self._bwrap is None or self._closed:
             raise EngineUnavailable("The isolation is not started, or closed.", sandbox_id=spec.box_id)
+        self._making.add(spec.box_id)
+        try:
+            box = await self._create(spec, self._bwrap)
+        finally:
+            self._making.discard(spec.box_id)
+        if box.watched:
+            self._watchdog.wake()
+        return box
+
+    async def _create(self, spec: BoxSpec, bwrap: str) -> BubblewrapBox:
+        """Make a box by a zygote, once more by a new one where that ended meanwhile, else by exec."""
+        why = "there are too many already"
+        seen = self._view_layers(spec) if self._zygote != "off" else None
+        for _ in range(ATTEMPTS if seen is not None else 0):
+            assert seen is not None
+            nursery = self._nurseries.get(seen, bwrap)
+            if nursery is None:
+                break
+            try:
+                return await self._attempt(spec, bwrap, nursery)
+            except Refused as error:
+                # Another one would be no better.
+                nursery.give_up(str(error))
+                if self._zygote == "only":
+                    raise
+            except (EntryFailed, WardenLost) as error:
+                why = str(error)
+                log(logging.WARNING, "zygote.failed", box_id=spec.box_id, reason=why)
+        if self._zygote == "only":
+            raise EngineUnavailable(f"No zygote could be had: {why}.", sandbox_id=spec.box_id)
+        return await self._attempt(spec, bwrap, None)
+
+    async def _attempt(self, spec: BoxSpec, bwrap: str, nursery: Nursery | None) -> BubblewrapBox:
         cgroup, version = self._cgroup(spec.box_id)
         directory = self._namespace.runtime / "boxes" / spec.box_id
         box = BubblewrapBox(spec, directory=directory, cgroup=cgroup, version=version, on_ended=self._ended)
         self._boxes[spec.box_id] = box
+        seccomp = _seccomp.filter_for(os.uname().machine, uncounted=allows_uncounted(spec.limits, cgroup))
         try:
             try:
                 box.prepare()
                 box.mount_overlays(self._namespace.runtime, self._lower)
                 await box.fill()
                 layers = tuple(Layer(source=str(self._layer(one)), target=one.target) for one in spec.layers)
-                await box.start(
-                    self._bwrap,
-                    lambda *fds: self._plan(box, directory, layers, *fds),
-                    _seccomp.filter_for(os.uname().machine, uncounted=allows_uncounted(spec.limits, cgroup)),
-                )
+
+                def plan(seccomp_fd: int, info_fd: int, block_fd: int) -> _argv.Plan:
+                    return self._plan(box, directory, layers, seccomp_fd, info_fd, block_fd)
+
+                if nursery is None:
+                    await box.start(bwrap, plan, seccomp)
+                else:
+                    await box.start_in(nursery, bwrap, plan, seccomp)
             except OSError as error:
                 raise EngineUnavailable(f"A sandbox could not be prepared: {error}.", sandbox_id=spec.box_id) from error
         except BaseException:
             await box.end(BoxEnd("engine", "it did not start"))
             raise
-        if box.watched:
-            self._watchdog.wake()
         return box
 
     async def aclose(self) -> None:
@@ -111,6 +167,7 @@ class BubblewrapIsolation:
         await asyncio.gather(
             *(box.end(BoxEnd("engine", "the engine was closed")) for box in tuple(self._boxes.values()))
         )
+        await self._nurseries.aclose()
         await self._watchdog.aclose()
 
     def _cgroup(self, box_id: str) -> tuple[Cgroup | None, int]:
@@ -132,6 +189,27 @@ class BubblewrapIsolation:
             found.append(str(copy))
         return [path for path in found if path is not None]
 
+    def zygotes(self) -> list[str]:
+        """How each nursery fares: the pid of its zygote, "resting", or why it was given up."""
+        return [
+            nursery.given_up or (str(nursery.zygote_pid) if nursery.zygote_pid is not None else "resting")
+            for nursery in self._nurseries.all()
+        ]
+
+    def _view_layers(self, spec: BoxSpec) -> tuple[Layer, ...] | None:
+        """What a zygote for boxes like this one must see, mounted; None where no other box will be like it."""
+        if spec.kept is not None:
+            return None
+        shown = [
+            Layer(source=one.lowers[0], target=one.target, below=one.lowers[1:])
+            for one in spec.overlays
+            if one.lowers and one.target not in (HOME, "/tmp")
+        ]
+        try:
+            return tuple(Layer(source=str(self._layer(one)), target=one.target) for one in (*spec.layers, *shown))
+        except OSError as error:
+            raise EngineUnavailable(f"A sandbox could not be prepared: {error}.", sandbox_id=spec.box_id) from error
+
     def _layer(self, layer: Layer) -> Path:
         """Where a layer is mounted for all boxes; mounted once."""
         stack = (layer.source, *layer.below)
@@ -151,8 +229,8 @@ class BubblewrapIsolation:
 
     def _plan(
         self,
-        box: BubblewrapBox,
-        directory: Path,
+        box: BubblewrapBox | None,
+        directory: Path | None,
         layers: tuple[Layer, ...],
         seccomp_fd: int,
         info_fd: int,
@@ -166,14 +244,15 @@ class BubblewrapIsolation:
             agent=str(runtime / "agent"),
             nothing=str(runtime / "nothing"),
             empty=str(runtime / "empty"),
-            home=str(directory / "home"),
-            tmp=str(directory / "tmp"),
-            shm=str(directory / "shm"),
+            home=str(directory / "home" if directory else runtime / "empty"),
+            tmp=str(directory / "tmp" if directory else runtime / "empty"),
+            shm=str(directory / "shm" if directory else runtime / "empty"),
             layers=layers,
-            writable=box.writable,
+            writable=box.writable if box is not None else (),
             seccomp_fd=seccomp_fd,
             info_fd=info_fd,
             block_fd=block_fd,
+            is_writable=directory is not None,
         )
 
 

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,6 +135,10 @@ class BoxCgroups:
         for path in self._distinct:
             (path / "cgroup.procs").write_text(str(pid))
 
+    def open_to_join(self) -> list[int]:
+        """See `_limits.Cgroup`."""
+        return open_all(path / "cgroup.procs" for path in self._distinct)
+
     def has(self, controller: str) -> bool:
         """Whether a controller is in force; `swap` is memory's, where the kernel accounts it."""
         if controller == "swap":
@@ -205,6 +209,19 @@ def _bases(outside: str = "") -> list[tuple[tuple[str, ...], Path]]:
             relative = os.path.relpath(ours[wanted[0]], root) if root != "/" else ours[wanted[0]].lstrip("/")
             bases.append((wanted, Path(point) if relative.startswith("..") else Path(point, relative)))
     return bases
+
+
+def open_all(paths: Iterable[Path]) -> list[int]:
+    """Open files for writing, all or none."""
+    found: list[int] = []
+    try:
+        for path in paths:
+            found.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+    except OSError:
+        for fd in found:
+            os.close(fd)
+        raise
+    return found
 
 
 def directory_name(name: str) -> str:

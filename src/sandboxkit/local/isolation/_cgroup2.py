@@ -17,6 +17,7 @@ from sandboxkit.local.isolation._cgroup1 import (
     PERIOD,
     REMOVED_WITHIN,
     directory_name,
+    open_all,
     remove_directory,
     subdirectories,
 )
@@ -106,6 +107,10 @@ class BoxCgroup2:
     def join(self, pid: int) -> None:
         """Move a process in."""
         self._write("cgroup.procs", str(pid))
+
+    def open_to_join(self) -> list[int]:
+        """See `_limits.Cgroup`."""
+        return open_all([self._path / "cgroup.procs"])
 
     def has(self, controller: str) -> bool:
         """Whether a controller is in force: all of them, or there would be no such cgroup, but swap accounting."""

@@ -145,7 +145,15 @@ def _box_checks() -> list[Check]:
         status: Literal["ok", "warn"] = "warn" if by in ("none", "watchdog") else "ok"
         fix = "Start the engine as root, or in a delegated cgroup." if status == "warn" else ""
         limits.append(Check(f"limit: {resource}", status, f"held by {by}" + (f" ({note})" if note else ""), fix))
-    return [made, overlay, *limits]
+    return [made, overlay, _zygote_check(told["zygotes"]), *limits]
+
+
+def _zygote_check(zygotes: list[str]) -> Check:
+    wrong = [state for state in zygotes if not state.isdigit()]
+    if wrong or not zygotes:
+        detail = f"not in use, each agent is started anew: {wrong[0] if wrong else 'none was made'}"
+        return Check("zygote", "warn", detail, "Report it: sandboxes work, and start more slowly.")
+    return Check("zygote", "ok", "agents are forked from one loaded process for each template")
 
 
 def probe(state: str, runsc: str = "") -> None:
@@ -160,10 +168,11 @@ def probe(state: str, runsc: str = "") -> None:
             box = await isolation.create(BoxSpec(box_id="doctor", limits=Limits(disk=1 << 20, inodes=64)))
             await box.kill()
             took = asyncio.get_running_loop().time() - began
+            zygotes = isolation.zygotes() if isinstance(isolation, BubblewrapIsolation) else []
             limits = [(limit.resource, limit.by, limit.note) for limit in box.limits]
             await isolation.aclose()
             chosen = isolation.chosen if isinstance(isolation, GvisorIsolation) else isolation.bwrap
-            return {"chosen": chosen, "milliseconds": took * 1000, "limits": limits}
+            return {"chosen": chosen, "milliseconds": took * 1000, "limits": limits, "zygotes": zygotes}
 
         told = asyncio.run(run())
         python = namespace.runtime / "python"

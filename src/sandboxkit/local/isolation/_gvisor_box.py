@@ -22,13 +22,14 @@ from sandboxkit.errors import EngineUnavailable
 from sandboxkit.local.isolation import _gvisor_plan
 from sandboxkit.local.isolation._archive import Packed, Unkeepable
 from sandboxkit.local.isolation._base import HOME, AgentError, AgentLost, BoxSpec, Usage
-from sandboxkit.local.isolation._box import BubblewrapBox, _memory_file, _said
+from sandboxkit.local.isolation._box import BubblewrapBox
 from sandboxkit.local.isolation._framed import FramedPort
 from sandboxkit.local.isolation._gvisor_plan import GvisorPlan
 from sandboxkit.local.isolation._gvisor_processes import MemoryMeter, SentryStopper, tree
 from sandboxkit.local.isolation._limits import Cgroup, inside_limits
 from sandboxkit.local.isolation._link import AgentLink
 from sandboxkit.local.isolation._processes import usage_of
+from sandboxkit.local.isolation._told import memory_file, said
 
 START_WITHIN = 20.0
 """Seconds from bubblewrap's start to the agent's first answer."""
@@ -73,7 +74,7 @@ class GvisorBox(BubblewrapBox):
         block_read, block_write = os.pipe()
         errors_read, errors_write = os.pipe()
         args_read, args_write = os.pipe()
-        config = _memory_file(_gvisor_plan.config(self._spec.limits))
+        config = memory_file(_gvisor_plan.config(self._spec.limits))
         made = plan(config, info_write, block_read)
         unused = {args_write, block_write, errors_read}
         self.agent = AgentLink(FramedPort(ours), on_lost=self._agent_lost)
@@ -107,7 +108,7 @@ class GvisorBox(BubblewrapBox):
             except (TimeoutError, AgentLost, AgentError, ValueError, OSError) as error:
                 raise EngineUnavailable(
                     f"A sandbox did not start ({str(error) or type(error).__name__}). "
-                    f"runsc said: {_said(errors_read) or 'nothing'}",
+                    f"runsc said: {said(errors_read) or 'nothing'}",
                     sandbox_id=self.box_id,
                 ) from error
         finally:

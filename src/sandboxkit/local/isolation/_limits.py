@@ -25,6 +25,9 @@ class Cgroup(Protocol):
     def join(self, pid: int) -> None:
         """Move a process in, and with it what it will start."""
 
+    def open_to_join(self) -> list[int]:
+        """Descriptors to which a process writes "0" to move itself in; they are the caller's."""
+
     def has(self, controller: str) -> bool:
         """Whether `memory`, `swap`, `pids`, `cpu` or `cpuacct` is in force."""
 
@@ -66,10 +69,10 @@ LOCKED = 8 * 1024 * 1024
 """Bytes that one process may keep from being swapped out. The agent sets it, always."""
 
 
-def inside_limits(limits: Limits, cgroup: Cgroup | None) -> InsideLimits:
-    """What remains to be held inside."""
+def inside_limits(limits: Limits, cgroup: Cgroup | None, *, is_held: bool = False) -> InsideLimits:
+    """What remains to be held inside. `is_held`: a third process of ours keeps the box open."""
     return InsideLimits(
-        processes=limits.processes + OUR_PROCESSES,
+        processes=limits.processes + OUR_PROCESSES + is_held,
         open_files=_open_files(limits, cgroup),
         data=0 if cgroup is not None and cgroup.has("memory") else limits.memory,
         nice=0 if cgroup is not None and cgroup.has("cpu") else NICE,

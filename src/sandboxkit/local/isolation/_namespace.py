@@ -99,6 +99,8 @@ def enter(state_dir: str | os.PathLike[str], *, readable: Sequence[str] = (), ke
         runtime = _neutral_place([sys.prefix, sys.base_prefix, *sys.path, str(state), *readable])
         flags = _kernel.MS_NOSUID | _kernel.MS_NODEV
         _kernel.mount("tmpfs", str(runtime), "tmpfs", flags, "size=256m,nr_inodes=100000,mode=700")
+        # What is mounted in it later is seen by the wardens, too: their mount tables are copies of ours.
+        _kernel.mount(None, str(runtime), None, _kernel.MS_SHARED)
         _runtime.build(runtime)
     except OSError as error:
         raise IsolationUnavailable(

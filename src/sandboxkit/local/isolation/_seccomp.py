@@ -43,11 +43,12 @@ PROTOCOLS = (0, 1, 6, 17, 58)
 """The usual one, ICMP, TCP, UDP, ICMPv6. Others would load their kernel module: SCTP, DCCP, MPTCP, SMC, L2TP."""
 
 
-def filter_for(machine: str, *, uncounted: bool = True) -> bytes:
+def filter_for(machine: str, *, uncounted: bool = True, entering: bool = False) -> bytes:
     """The filter for `os.uname().machine`, as bubblewrap's `--seccomp` reads it. KeyError for an unknown machine.
 
     Args:
         uncounted: allow the calls that make memory which belongs to no process.
+        entering: allow `setns`, too: for a zygote, whose forks then add the box's own filter.
     """
     audit = AUDIT[machine]
     special = _syscalls.looked_into(machine)
@@ -56,6 +57,8 @@ def filter_for(machine: str, *, uncounted: bool = True) -> bytes:
     for name, number in _syscalls.uncounted(machine).items():
         # Programs fall back from memfd_create where the kernel has none.
         answers[number] = 0 if uncounted else errno.ENOSYS if name == "memfd_create" else errno.EPERM
+    if entering:
+        answers[_syscalls.refused(machine)["setns"]] = 0
     program = [_load(AT_ARCHITECTURE), *_unless_equal(audit, [_return(KILL_PROCESS)]), _load(AT_NUMBER)]
     program += _when_call(special["clone"], _clone())
     program += _when_call(special["ioctl"], _ioctl())

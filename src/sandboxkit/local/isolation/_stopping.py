@@ -4,7 +4,7 @@ Not by a cgroup: version 1 lets no frozen process die, so that a paused box woul
 ordinary user has none. What is stopped by a signal dies by SIGKILL at once, and nobody inside runs who could undo it.
 
 A process that is being stopped may fork at that moment, so we look again until two looks in a row find nothing that
-moves. All of a box's processes are below its init: orphans become init's children.
+moves. All of a box's processes are below its init (orphans become init's children) or below an agent that entered.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 AT_REST = frozenset(b"TtZX")
@@ -36,9 +37,9 @@ class Stopper:
         self._clean_looks = 0
         self._has_begun = False
 
-    def stop(self, init: int) -> bool:
-        """Stop what runs; True once nothing does. To be called until it is."""
-        seen = _tree(init)
+    def stop(self, *roots: int) -> bool:
+        """Stop what runs; True once nothing does. To be called until it is. `roots`: all others are below of these."""
+        seen = _tree(roots)
         if not self._has_begun:
             # Stopped by somebody inside: they stay so when we let the others go on.
             self._others = {(one.pid, one.started) for one in seen if one.is_at_rest}
@@ -65,11 +66,11 @@ class Stopper:
         self._has_begun = False
 
 
-def _tree(init: int) -> list[_Seen]:
-    """A process and all that are below it. Each is looked at before its children are listed: one that was at rest then
-    has no others."""
+def _tree(roots: Iterable[int]) -> list[_Seen]:
+    """Processes and all that are below them. Each is looked at before its children are listed: one that was at rest
+    then has no others."""
     found: list[_Seen] = []
-    waiting = [init]
+    waiting = list(roots)
     while waiting:
         pid = waiting.pop()
         one = _look(pid)

@@ -90,7 +90,7 @@ class Watchdog:
             memory = {pid: resident(pid) for pid in pids}
             files = box.disk_used()
             self._add_shared(box, memory, files)
-            verdict = judge(memory, limit=box.memory_limit, ours=frozenset({box.init_pid}), files=files)
+            verdict = judge(memory, limit=box.memory_limit, ours=frozenset(box.roots()), files=files)
             if verdict is None:
                 continue
             if verdict.pid == 0:

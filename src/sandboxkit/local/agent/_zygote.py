@@ -1,0 +1,110 @@
+"""The zygote's loop, and the two moments at which a fork of it becomes something else: an agent, then a kernel."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import random
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Collection
+from typing import Any, NoReturn
+
+from . import _entry, _verbs  # noqa: F401 (the rarer verbs: here they cost no start anything)
+from ._codec import unpack
+from ._programs import KERNEL
+
+CONTROL = 3
+AGENT_FD = _entry.AGENT_FD
+MAX_REQUEST = 65_536
+MAX_FDS = 32
+
+
+class Entered(BaseException):
+    """Raised in a fork that has become an agent, to leave the zygote's frames behind."""
+
+
+def serve(without: Collection[str]) -> NoReturn:
+    """Fork for each request until the engine goes. Raises Entered in the forks.
+
+    A request is the box's system-call filter, with descriptors: the box's first process, the agent's socket, a socket
+    for the report, and the files of the box's control groups. It has no answer of its own; the report is one word,
+    or the names of the steps that are to blame.
+    """
+    if threading.active_count() != 1:
+        raise RuntimeError("a module that was loaded has started a thread")
+    control = socket.socket(fileno=CONTROL)
+    # Forks in between are never waited for, and their number is free again at once.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    os.umask(0o077)
+    gc.collect()
+    gc.freeze()
+    control.send(b"ready")
+    state = random.getstate()
+    while True:
+        data, rights, _, _ = control.recvmsg(MAX_REQUEST, socket.CMSG_SPACE(4 * MAX_FDS), socket.MSG_CMSG_CLOEXEC)
+        if not data:
+            os._exit(0)
+        fds = [fd for _, _, raw in rights for fd in struct.unpack(f"{len(raw) // 4}i", raw[: len(raw) // 4 * 4])]
+        if os.fork() == 0:
+            control.detach()
+            init, agent, report, *cgroups = fds
+            _enter(_entry.Entry(init, agent, report, tuple(cgroups), unpack(data)[0]), without, state)
+        for fd in fds:
+            os.close(fd)
+
+
+def _enter(entry: _entry.Entry, without: Collection[str], state: object) -> NoReturn:
+    """Carry out the steps and report. Raises Entered; never returns otherwise."""
+    try:
+        _entry.run(_entry.OUTSIDE, entry, without)
+        if os.fork() != 0:
+            os._exit(0)
+        _entry.run(_entry.INSIDE, entry, without)
+        wrong = _entry.faults(state)
+    except BaseException as error:
+        wrong = [f"failed: {error}"]
+    try:
+        report = entry.report
+        os.fstat(report)
+    except OSError:
+        report = _entry.REPORT_FD  # the step of the descriptors was carried out
+    try:
+        os.write(report, " ".join(wrong).encode() or b"entered")
+    finally:
+        if wrong:
+            os._exit(1)
+    os.close(report)
+    raise Entered
+
+
+def call_oneself(words: list[bytes]) -> None:
+    """Change the command line that others see, where it fits: the words lie in our own memory."""
+    with open("/proc/self/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    start, end = int(fields[45]), int(fields[46])
+    line = b"\0".join(words) + b"\0"
+    if start > 0 and len(line) <= end - start:
+        ctypes.memmove(start, line.ljust(end - start, b"\0"), end - start)
+
+
+def start_kernel(shell: Any, environment: dict[bytes, bytes]) -> None:
+    """Serve cells over descriptor 3, as a kernel that was started by exec would."""
+    os.closerange(CONTROL + 1, _entry.HIGHEST)
+    os.environb.update(environment)
+    time.tzset()
+    call_oneself(KERNEL)
+    # What the zygote saw in its working directory was that of another box.
+    for path in ("/home/user", "", os.getcwd()):
+        sys.path_importer_cache.pop(path, None)
+    from . import kernel_loop
+
+    # A user's own module may be called so.
+    for name in [name for name in sys.modules if name == "agent" or name in ("agent._loop", "agent._zygote")]:
+        del sys.modules[name]
+    kernel_loop.serve(CONTROL, shell)

@@ -1,0 +1,179 @@
+"""Holds the namespaces that the boxes of one template are made in, and starts bubblewrap and the zygote there.
+
+A program of its own, run by path as `python -I -S _warden.py FD PARENT`: standard library only, no code of a template,
+nothing of the engine's memory. The zygote may enter what is made below its user and process namespaces, and nothing
+else: so there is one warden for each template, and what a template's modules could do to others of its kind they cannot
+do to the engine, to other templates' boxes, or to the host.
+
+    engine ── exec ──> outer half ── fork ──> warden, process 1 of its namespace ──> bubblewrap ──> boxes
+                                                                                └──> zygote ──> agents
+
+Requests come as JSON with descriptors over a SEQPACKET socket, one answer each: "pid" with a pidfd, or a text that says
+what went wrong. The warden reaps what ends below it. It ends with the engine, by signal and by the end of its socket,
+and all that is below it ends with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+from typing import Any, NoReturn
+
+PR_SET_PDEATHSIG = 1
+PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER = 0x00020000, 0x04000000, 0x08000000, 0x10000000
+CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
+MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+MAX_REQUEST = 65_536
+MAX_FDS = 16
+PASSED_BELOW = 24
+"""Numbers that a program's descriptors may get: ours lie above."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def must(result: int, what: str) -> None:
+    """OSError where a call of the C library has failed."""
+    if result < 0:
+        raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
+
+
+def main() -> None:
+    """Make the namespaces, become their first process, serve."""
+    control, parent = int(sys.argv[1]), int(sys.argv[2])
+    uid, gid = os.geteuid(), os.getegid()
+    flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
+    must(_libc.unshare(flags), "making namespaces")
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+    die_with_parent()
+    if os.getppid() != parent:
+        os._exit(1)
+    inner = os.fork()
+    if inner != 0:
+        os.close(control)
+        os.waitpid(inner, 0)
+        os._exit(0)
+    die_with_parent()
+    must(_libc.mount(b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None), "mounting /proc")
+    null = os.open("/dev/null", os.O_RDWR)
+    keep = os.dup2(control, PASSED_BELOW + 1, False)
+    # The numbers that programs find their descriptors under are taken, so that none of ours ever has one of them.
+    for number in (0, 1, *range(3, PASSED_BELOW)):
+        if number != null:
+            os.dup2(null, number, number < 2)
+    Warden(socket.socket(fileno=keep)).serve()
+
+
+def die_with_parent() -> None:
+    """Be killed when the parent dies."""
+    must(_libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
+
+
+class Warden:
+    """The loop."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self.control = control
+        self.wakes, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def serve(self) -> NoReturn:
+        """Answer requests until the engine goes."""
+        self.control.send(b"ready")
+        poll = select.poll()
+        poll.register(self.control, select.POLLIN)
+        poll.register(self.wakes, select.POLLIN)
+        while True:
+            for fd, _ in poll.poll():
+                if fd == self.wakes:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self.wakes, 4096)
+                    self.reap()
+                else:
+                    self.answer()
+
+    def reap(self) -> None:
+        """Let go of what has ended: the kernel keeps a box's namespace for as long as one of its dead is not."""
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                continue
+
+    def answer(self) -> None:
+        """Carry out one request."""
+        data, rights, _, _ = self.control.recvmsg(MAX_REQUEST, socket.CMSG_SPACE(4 * MAX_FDS), socket.MSG_CMSG_CLOEXEC)
+        if not data:
+            os._exit(0)
+        fds = [fd for _, _, raw in rights for fd in struct.unpack(f"{len(raw) // 4}i", raw[: len(raw) // 4 * 4])]
+        pidfd = -1
+        try:
+            request = json.loads(data)
+            pid = zygote(request, fds) if request["is_zygote"] else program(request, fds)
+            pidfd = os.pidfd_open(pid)
+            self.control.sendmsg([b"pid"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", pidfd))])
+        except OSError as error:
+            self.control.send(str(error).encode()[:1000])
+        finally:
+            for fd in (*fds, pidfd):
+                if fd >= 0:
+                    os.close(fd)
+
+
+def program(request: dict[str, Any], fds: list[int]) -> int:
+    """Start a program with an empty environment; descriptor N of the request becomes the N-th of `targets`."""
+    actions = [(os.POSIX_SPAWN_DUP2, fd, target) for fd, target in zip(fds, request["targets"], strict=True)]
+    defaults = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD)
+    return os.posix_spawn(
+        request["executable"], request["argv"], {}, file_actions=actions, setsid=True, setsigdef=defaults, setsigmask=()
+    )
+
+
+def zygote(request: dict[str, Any], fds: list[int]) -> int:
+    """Start a zygote in the view of a box, under a system-call filter; the descriptors are the view's first process,
+    the filter's bytes, the control socket, and where errors are written."""
+    view, program, control, errors = fds
+    filter_bytes = os.pread(program, MAX_REQUEST, 0)
+    pid = os.fork()
+    if pid != 0:
+        return pid
+    try:
+        must(_libc.setns(view, CLONE_NEWNS), "entering the view")
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        os.dup2(errors, 2)
+        os.dup2(control, 3)
+        os.closerange(4, 1 << 20)
+        os.chdir(request["cwd"])
+        # The right to do so without no_new_privs goes with the exec: this user is not root in any namespace.
+        set_filter(filter_bytes)
+        os.execve(request["argv"][0], request["argv"], request["environment"])
+    except OSError as error:
+        os.write(2, str(error).encode())
+    finally:
+        os._exit(127)
+
+
+def set_filter(program: bytes) -> None:
+    """Add a system-call filter to this process."""
+
+    class Filter(ctypes.Structure):
+        _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
+
+    given = Filter(len(program) // 8, program)
+    result = _libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), ctypes.byref(given), 0, 0)
+    must(result, "setting the filter")
+
+
+if __name__ == "__main__":
+    main()
