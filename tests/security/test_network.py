@@ -83,6 +83,7 @@ def told(request: pytest.FixtureRequest, world: str, ordinary_user: Any) -> dict
     python, env, switch = ordinary_user
     command = [python if request.param != "root" else sys.executable, str(HERE / "network_client.py")]
     home = tempfile.mkdtemp(prefix="sandboxkit-network-", dir="/tmp")
+    os.chmod(home, 0o755)
     env = {**(env if request.param != "root" else os.environ), "SANDBOXKIT_HOME": home, "HOME": home}
     if request.param != "root":
         uid = str(switch["user"])
