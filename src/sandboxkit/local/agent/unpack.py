@@ -41,7 +41,29 @@ def unpack(root: str, *, max_bytes: int, max_files: int) -> None:
             total += member.size
             if number >= max_files or total > max_bytes:
                 raise ValueError(f"the archive holds more than {max_files:,} files or {max_bytes:,} bytes")
-            archive.extract(member, root, filter="data")
+            if hasattr(tarfile, "data_filter"):
+                archive.extract(member, root, filter="data")
+            else:  # Python before 3.11.4
+                archive.extract(checked(member, root), root, set_attrs=not member.issym())
+
+
+def checked(member: tarfile.TarInfo, root: str) -> tarfile.TarInfo:
+    """A member that stays below `root` and is a file, a folder or a link; what the filter "data" asks for."""
+    real, name = os.path.realpath(root), member.name
+    link = member.linkname
+    ends = [os.path.join(real, name)]
+    if member.issym():
+        ends.append(os.path.join(real, os.path.dirname(name), link))
+    elif member.islnk():
+        ends.append(os.path.join(real, link))
+    elif not (member.isreg() or member.isdir()):
+        raise ValueError(f"{name!r} is no file, folder or link")
+    absolute = os.path.isabs(name) or ((member.issym() or member.islnk()) and os.path.isabs(link))
+    if absolute or any(os.path.commonpath([real, os.path.realpath(end)]) != real for end in ends):
+        raise ValueError(f"{name!r} leads out of the archive")
+    member.mode = member.mode & 0o755 | 0o600 if not member.isdir() else 0o755
+    member.uid, member.gid, member.uname, member.gname = os.getuid(), os.getgid(), "", ""
+    return member
 
 
 def set_modes(root: str, mode: int) -> None:
