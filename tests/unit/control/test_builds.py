@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -214,3 +215,14 @@ def test_the_key_guards_every_route(shared_hollow: Any) -> None:
             ("GET", "/templates"),
         ):
             assert anybody.request(method, path).status_code == 401, path
+
+
+def test_a_log_is_bounded_in_text_too() -> None:
+    """Long lines use a build's log up as many short ones do, and the last line says so."""
+    for line in ("x", "x" * 4096):
+        build = _builds.Build("b", "t", (), 1, 512, 512, datetime.now(UTC))
+        for _ in range(3 * _builds.MAX_LOG):
+            build.tell(line)
+        assert sum(len(entry.message) for entry in build.entries) < _builds.MAX_LOG_TEXT
+        assert len(build.entries) <= _builds.MAX_LOG + 1
+        assert build.entries[-1].message == "No more of this log is kept."

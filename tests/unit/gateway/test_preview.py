@@ -246,3 +246,11 @@ def test_fifty_at_once(preview: Open) -> None:
         for thread in threads:
             thread.join(30)
     assert all(got[number].endswith(b"\r\n\r\n/%d" % number) for number in range(50))
+
+
+def test_chunks_count_where_a_length_is_said_besides(preview: Open) -> None:
+    """A server that says both gets neither the client nor the engine's log to suffer: the chunks are the answer."""
+    raw = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+    with preview(raw) as there:
+        answer = there.get()
+        assert (answer.status_code, answer.text) == (200, "hello")

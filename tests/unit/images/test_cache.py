@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sandboxkit.local.images import _cache
+from sandboxkit.local.images import _cache, _manifest
 
 
 def fill(working: Path) -> None:
@@ -122,3 +122,20 @@ def test_prune_removes_the_least_recently_used_first_and_none_in_use(tmp_path: P
     assert _cache.prune_layers(tmp_path, keep_bytes=0) == size
     assert names(tmp_path) == set()
     assert _cache.prune_layers(tmp_path / "nothing", keep_bytes=0) == 0
+
+
+def test_what_is_nested_deeper_than_python_calls_is_removed(tmp_path: Path) -> None:
+    """A build step may nest directories as deep as it likes: what it left is measured and removed all the same."""
+    layers = tmp_path / "layers"
+    deep = layers / f"{_cache.TEMPORARY}deep"
+    deep.mkdir(parents=True)
+    here = os.open(deep, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=here)
+        inner = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.close(here)
+    assert sum(1 for _ in _manifest._lines(str(deep / "d"), "")) > 1000
+    _cache.remove_left(layers)
+    assert list(layers.iterdir()) == []

@@ -69,7 +69,7 @@ def spawn(rules: Rules, cwd: bytes, argv: list[bytes], envs: dict[bytes, bytes],
             become(rules, fds, tty)
             os.chdir(cwd)
             path = argv[0]
-            if rules.can_fork_kernels and argv == KERNEL and not _differs_at_start(envs):
+            if rules.can_fork_kernels and argv == KERNEL and 3 in fds and not _differs_at_start(envs):
                 os.close(report)
                 raise BecomeKernel(envs)
             execute(argv, envs)
@@ -89,6 +89,9 @@ def spawn(rules: Rules, cwd: bytes, argv: list[bytes], envs: dict[bytes, bytes],
         os.waitpid(pid, 0)
         code, path = unpack(told)
         raise fail(number(code), path)
+    if argv != KERNEL:
+        # Its environment has been in our memory, of which a kernel that we fork would have a copy.
+        rules.can_fork_kernels = False
     return pid
 
 

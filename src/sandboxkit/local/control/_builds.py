@@ -31,10 +31,13 @@ from sandboxkit.local.images._steps import BadDefinition, Definition, base_of, d
 from sandboxkit.local.images._store import BuildRecord, Store, TemplateRecord
 from sandboxkit.local.isolation._base import HOME
 
-MAX_BUILDS = 200
+MAX_BUILDS = 100
 """Builds that are remembered, with their logs."""
 
 MAX_LOG = 20_000
+MAX_LOG_TEXT = 2 * 1024 * 1024
+"""Lines, and characters in all of them, that are kept of a build's log."""
+
 AT_ONCE = 2
 TICKETS = 1000
 TICKET_LIFE = 3600.0
@@ -67,16 +70,19 @@ class Build:
     made_at: datetime
     status: Status = "waiting"
     entries: list[Entry] = field(default_factory=list)
+    text_left: int = MAX_LOG_TEXT
     failed_step: str = ""
     failure: str = ""
     task: asyncio.Task[None] | None = None
 
     def tell(self, message: str, level: Level = "info", step: str = "") -> None:
         """Add a line to the log; past its bound the last one says so."""
-        if len(self.entries) < MAX_LOG:
-            self.entries.append(Entry(datetime.now(UTC), level, message, step))
-        elif len(self.entries) == MAX_LOG:
-            self.entries.append(Entry(datetime.now(UTC), "warn", f"No more than {MAX_LOG} lines are kept.", step))
+        if self.text_left < 0:
+            return
+        self.text_left -= len(message) + MAX_LOG_TEXT // MAX_LOG
+        if self.text_left < 0:
+            level, message = "warn", "No more of this log is kept."
+        self.entries.append(Entry(datetime.now(UTC), level, message, step))
 
 
 @dataclass(frozen=True, slots=True)

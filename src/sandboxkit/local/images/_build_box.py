@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Literal
 from urllib.parse import quote
 
 from sandboxkit.errors import SandboxkitError
+from sandboxkit.local._log import log
 from sandboxkit.local.images._cache import remove_tree
 from sandboxkit.local.images._lines import read_lines
 from sandboxkit.local.images._steps import ENV_TARGET
@@ -40,10 +41,14 @@ LIMITS = Limits(memory=4096 * MIB, disk=1024 * MIB, processes=512)
 
 MAX_WRITTEN = 16 * 1024 * MIB
 LEAST_FREE = 512 * MIB
+MOST_ENTRIES = 3_000_000
+LEAST_ENTRIES = 100_000
+"""Files and directories that a step may make, and that must be left to the file system."""
 LOOK_EVERY = 2.0
 TOO_MUCH = (
-    f"The step wrote more than {MAX_WRITTEN // MIB} MiB, or left less than {LEAST_FREE // MIB} MiB free on the disk of "
-    "the cache (SANDBOXKIT_HOME); `sandboxkit cache prune` makes room."
+    f"The step wrote more than {MAX_WRITTEN // MIB} MiB or {MOST_ENTRIES:,} entries, nested them too deeply, or left "
+    f"less than {LEAST_FREE // MIB} MiB free on the disk of the cache (SANDBOXKIT_HOME); `sandboxkit cache prune` "
+    "makes room."
 )
 
 Level = Literal["debug", "info", "warn", "error"]
@@ -198,8 +203,11 @@ async def step_box(
 
 async def _watch(box: Box, working: Path) -> None:
     """End a box that fills the disk; returns once it has done so."""
-    while await asyncio.to_thread(_room, working) > 0:  # noqa: ASYNC110  (a disk sets no event)
-        await asyncio.sleep(LOOK_EVERY)
+    try:
+        while await asyncio.to_thread(_room, working) > 0:  # noqa: ASYNC110  (a disk sets no event)
+            await asyncio.sleep(LOOK_EVERY)
+    except (OSError, RecursionError) as error:  # what cannot be watched does not go on
+        log(logging.WARNING, "build.unwatched", error=type(error).__name__)
     await box.kill()
 
 
@@ -214,9 +222,13 @@ async def _why_lost(box: Box, watch: asyncio.Task[None]) -> str:
 
 def _room(working: Path) -> int:
     """Bytes that a step may still write."""
-    free = shutil.disk_usage(working).free - LEAST_FREE
-    written = 0
-    for folder, _, files in os.walk(working):
+    space = os.statvfs(working)
+    free = space.f_bavail * space.f_frsize - LEAST_FREE
+    written = entries = 0
+    for folder, folders, files in os.walk(working):
+        entries += len(folders) + len(files)
+        if entries > MOST_ENTRIES or (space.f_files > 0 and space.f_favail < LEAST_ENTRIES):
+            return 0
         for name in files:
             with contextlib.suppress(OSError):
                 written += os.lstat(os.path.join(folder, name)).st_blocks * 512

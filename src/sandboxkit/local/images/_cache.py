@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -192,7 +193,12 @@ def remove_tree(path: Path) -> None:
         with contextlib.suppress(OSError):
             closed.chmod(0o700)
     # A maker that was killed may have left a tool that still writes there; the next maker tries again.
-    shutil.rmtree(path, onerror=_open_and_remove)
+    try:
+        shutil.rmtree(path, onerror=_open_and_remove)
+    except RecursionError:
+        # Before Python 3.13 rmtree calls itself for each level, and a build step may nest as deep as it likes.
+        for command in (["chmod", "-R", "u+rwX", "--", str(path)], ["rm", "-rf", "--", str(path)]):
+            subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
 
 
 def _open_and_remove(function: Callable[..., object], path: str, error: object) -> None:
@@ -208,8 +214,9 @@ def _open_and_remove(function: Callable[..., object], path: str, error: object) 
 
 def _size(path: Path) -> int:
     total = 0
-    for folder, _, files in os.walk(path):
-        for name in files:
-            with contextlib.suppress(FileNotFoundError):
-                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
+    with contextlib.suppress(RecursionError):  # of what is nested too deeply for Python 3.11's walk, what it saw counts
+        for folder, _, files in os.walk(path):
+            for name in files:
+                with contextlib.suppress(FileNotFoundError):
+                    total += os.lstat(os.path.join(folder, name)).st_blocks * 512
     return total

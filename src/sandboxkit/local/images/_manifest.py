@@ -77,16 +77,20 @@ def _measure(root: Path) -> Manifest:
 
 
 def _lines(folder: str, within: str) -> Iterator[tuple[str, int]]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            path = f"{within}{entry.name}"
-            # Compiled files come and go: an interpreter of the host that looks into the layer writes some.
-            if path == NAME or entry.name == "__pycache__":
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                yield f"{path}/", 0
-                yield from _lines(entry.path, f"{path}/")
-            else:
-                found = entry.stat(follow_symlinks=False)
-                size = 0 if entry.name == "cacert.pem" else found.st_size
-                yield f"{path}\0{stat.S_IFMT(found.st_mode):o}\0{size}", size
+    # A list of what is to be done, not a function that calls itself: a build step may nest as deep as it likes.
+    waiting = [(folder, within)]
+    while waiting:
+        folder, within = waiting.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                path = f"{within}{entry.name}"
+                # Compiled files come and go: an interpreter of the host that looks into the layer writes some.
+                if path == NAME or entry.name == "__pycache__":
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    yield f"{path}/", 0
+                    waiting.append((entry.path, f"{path}/"))
+                else:
+                    found = entry.stat(follow_symlinks=False)
+                    size = 0 if entry.name == "cacert.pem" else found.st_size
+                    yield f"{path}\0{stat.S_IFMT(found.st_mode):o}\0{size}", size

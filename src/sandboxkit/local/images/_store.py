@@ -78,7 +78,12 @@ def give_store(home: Path, uid: int) -> None:
     for folder in (root.parent, root, *(root / name for name in ("layers", "files", "templates"))):
         folder.mkdir(exist_ok=True)
         if os.geteuid() == 0 and folder != root.parent:
-            os.chown(folder, uid, uid)
+            # By descriptor: what lies there belongs to the engine's user, who may have put a link in its place.
+            place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                os.fchown(place, uid, uid)
+            finally:
+                os.close(place)
 
 
 class Store:

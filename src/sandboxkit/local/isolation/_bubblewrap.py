@@ -15,7 +15,7 @@ from typing import Literal
 from sandboxkit.errors import EngineUnavailable, IsolationUnavailable
 from sandboxkit.local._log import log
 from sandboxkit.local.isolation import _argv, _kernel, _runtime, _seccomp
-from sandboxkit.local.isolation._base import HOME, BoxEnd, BoxSpec, Layer, Limits
+from sandboxkit.local.isolation._base import BoxEnd, BoxSpec, Layer, Limits
 from sandboxkit.local.isolation._box import BubblewrapBox
 from sandboxkit.local.isolation._cgroup1 import BoxCgroups
 from sandboxkit.local.isolation._cgroup2 import BoxCgroup2
@@ -197,16 +197,12 @@ class BubblewrapIsolation:
         ]
 
     def _view_layers(self, spec: BoxSpec) -> tuple[Layer, ...] | None:
-        """What a zygote for boxes like this one must see, mounted; None where no other box will be like it."""
-        if spec.kept is not None:
+        """What a zygote for boxes like this one must see, mounted; None where it would run what a build step has
+        written: a zygote is in no box, and no box's limits hold it."""
+        if spec.kept is not None or spec.overlays:
             return None
-        shown = [
-            Layer(source=one.lowers[0], target=one.target, below=one.lowers[1:])
-            for one in spec.overlays
-            if one.lowers and one.target not in (HOME, "/tmp")
-        ]
         try:
-            return tuple(Layer(source=str(self._layer(one)), target=one.target) for one in (*spec.layers, *shown))
+            return tuple(Layer(source=str(self._layer(one)), target=one.target) for one in spec.layers)
         except OSError as error:
             raise EngineUnavailable(f"A sandbox could not be prepared: {error}.", sandbox_id=spec.box_id) from error
 

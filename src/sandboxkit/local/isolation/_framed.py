@@ -31,7 +31,9 @@ FULL = 512 * 1024
 MAX_UNREAD = 16 * 1024 * 1024
 PIECE = 256 * 1024
 MAX_HELD = 4096
-"""Packets that wait for output which came before them."""
+"""Ends of programs that wait for output which came before them."""
+LONGEST_END = 256
+"""Bytes of such a packet."""
 
 
 @dataclass(slots=True)
@@ -60,6 +62,8 @@ class FramedPort:
         self._programs: dict[int, tuple[Lane, ...]] = {}
         """Lanes of a program by the request that started it, until it has ended and so have they."""
         self._held: list[tuple[bytes, Barrier]] = []
+        self._ending: set[int] = set()
+        """The requests whose end is held: each program has one."""
         self._deaf: dict[int, int] = {}
         """Lanes that are open inside and could not be here, for want of descriptors: bytes that came."""
         self._is_full = False
@@ -202,8 +206,9 @@ class FramedPort:
         if kind == _codec.EXIT:
             barrier = Barrier(_pipes(self._programs.get(request, ())))
             if not barrier.is_reached():
-                if len(self._held) >= MAX_HELD:
-                    raise ValueError("too many ends of programs")
+                if len(packet) > LONGEST_END or request in self._ending or len(self._ending) >= MAX_HELD:
+                    raise ValueError("an end of a program that cannot be")
+                self._ending.add(request)
                 self._held.append((packet, barrier))
                 return
         if flags or kind not in (_codec.OK, _codec.FAIL):
@@ -277,6 +282,7 @@ class FramedPort:
         free = [packet for packet, barrier in self._held if barrier.is_reached()]
         self._held = [(packet, barrier) for packet, barrier in self._held if not barrier.is_reached()]
         for packet in free:
+            self._ending.discard(_codec.HEADER.unpack_from(packet)[0])
             try:
                 self._on_packet(packet, [], False)
             except ValueError as error:

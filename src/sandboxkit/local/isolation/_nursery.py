@@ -214,8 +214,10 @@ class _Zygote:
                 os.close(errors_write)
             async with asyncio.timeout(LOADED_WITHIN):
                 await until_readable(ours.fileno())
-            if ours.recv(64) != b"ready":
-                await until_readable(errors)
+                is_ready = ours.recv(64) == b"ready"
+                if not is_ready:
+                    await until_readable(errors)
+            if not is_ready:
                 said = os.read(errors, SAID).decode("utf-8", "replace").strip()
                 raise WardenLost(f"the zygote ended at its start. {said[-400:]}".rstrip())
             tasks = os.listdir(f"/proc/{pid_of(pidfd)}/task")

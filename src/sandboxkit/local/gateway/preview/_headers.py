@@ -96,8 +96,10 @@ def to_client(status: int, headers: Iterable[tuple[bytes, bytes]], seen: View) -
     dropped = _BETWEEN | _named_in_connection(given) | {b"transfer-encoding", b"trailer"}
     if status in (204, 304):
         dropped |= {b"content-length"}  # no body follows, whatever length is said
-    else:
+    elif all(name != b"transfer-encoding" for name, _ in given):
         dropped -= {b"content-length"}
+    else:
+        dropped |= {b"content-length"}  # the chunks counted, not the length
     if seen.door == "loopback":
         dropped |= _COOKIES
     return [(name, _to_there(name, value, seen)) for name, value in given if name not in dropped]
