@@ -1,0 +1,37 @@
+"""The routes of a web app that runs fragments, on Starlette: `app = routes(pool, authorize=who)`.
+
+    from sandboxkit import AsyncSandboxPool
+    from sandboxkit.adapters.asgi import routes
+
+    pool = AsyncSandboxPool()  # opened by the application's lifespan, with `async with pool`
+    app.mount("/", routes(pool, authorize=who))
+
+The extra `server` has what this needs.
+"""
+
+from __future__ import annotations
+
+from sandboxkit.adapters.asgi._bodies import (
+    Failure,
+    FileContent,
+    FileTree,
+    FileWritten,
+    Logs,
+    RunRequest,
+    RunResult,
+)
+from sandboxkit.adapters.asgi._openapi import openapi
+from sandboxkit.adapters.asgi._routes import Authorize, routes
+
+__all__ = [
+    "Authorize",
+    "Failure",
+    "FileContent",
+    "FileTree",
+    "FileWritten",
+    "Logs",
+    "RunRequest",
+    "RunResult",
+    "openapi",
+    "routes",
+]
