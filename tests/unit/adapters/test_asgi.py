@@ -6,9 +6,9 @@ Names with W and a number are the weaknesses of the application that these route
 from __future__ import annotations
 
 import base64
-import inspect
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -19,12 +19,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import Mount
 
-from sandboxkit import AsyncSafeFS, AsyncSandboxPool, FileNode, errors
-from sandboxkit.adapters.asgi import RunResult, openapi, routes
-from sandboxkit.adapters.asgi._bodies import fit
-from sandboxkit.adapters.asgi._owned import Owned, session_key
-from sandboxkit.adapters.asgi._refusals import SENTENCES, refusal
-from sandboxkit.errors import ConfigurationError, ProviderUnavailable, SandboxkitError
+from sandboxkit import AsyncSafeFS, AsyncSandboxPool, errors
+from sandboxkit.adapters.asgi import RunResult, routes
+from sandboxkit.adapters.asgi._owned import session_key
+from sandboxkit.errors import ProviderUnavailable
 from sandboxkit.template import Template
 from sandboxkit.testing import FakeProvider, Fault
 
@@ -266,21 +264,6 @@ async def test_w13_what_the_provider_says_goes_to_nobody(http: httpx.AsyncClient
         assert "secret" not in answer.text
 
 
-async def test_w13_every_error_of_the_library_has_an_answer() -> None:
-    """No error falls through to a sentence that is not ours, but those of fragments; codes are the errors' own."""
-    for name in errors.__all__:
-        kind = getattr(errors, name)
-        facts = {"option": "x"} if kind is errors.UnsupportedOption else {}
-        answer = refusal(kind("/srv/secret", **facts))
-        assert 400 <= answer.status < 600
-        assert ("secret" in answer.message) == issubclass(kind, errors.FragmentError), name
-        assert answer.code == ("sandbox_not_found" if issubclass(kind, errors.SandboxLost) else kind.code)
-    assert refusal(RuntimeError("secret")).body == {
-        "error": {"code": "internal_error", "message": "Something went wrong."}
-    }
-    assert set(SENTENCES) >= {SandboxkitError}
-
-
 def stream_of(text: str) -> list[tuple[str, dict[str, Any]]]:
     pieces = [piece.split("\n") for piece in text.removesuffix("\n\n").split("\n\n")]
     return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in pieces]
@@ -384,25 +367,6 @@ async def test_w16_no_request_lists_the_sandboxes(http: httpx.AsyncClient, fake:
     assert not fake.calls.get("list")
 
 
-async def test_names_and_numbers_that_json_does_not_have() -> None:
-    """A file's name that is no text, and a number that is none, do not break an answer."""
-    node = FileNode(name="a\udcff", path="/home/user/a\udcff", type="file")
-    assert fit({"files": (node,), "x\ud800": [float("nan"), object()]}) == {
-        "files": [
-            {
-                "name": "a?",
-                "path": "/home/user/a?",
-                "type": "file",
-                "size": 0,
-                "link_target": None,
-                "children": [],
-                "complete": True,
-            }
-        ],
-        "x?": [None, "<object>"],
-    }
-
-
 async def test_the_end_and_the_log(http: httpx.AsyncClient, fake: FakeProvider, pool: AsyncSandboxPool) -> None:
     """The log is empty where there is no app, else its end; a deleted sandbox is gone at once, and for good."""
     made = (await run(http))["sandbox_id"]
@@ -436,40 +400,35 @@ async def test_mounted_below_another_application(app: Starlette) -> None:
     assert told["servers"] == [{"url": "/tools"}]
 
 
-async def test_the_description_names_what_there_is(app: Starlette) -> None:
-    """Every route and method is in it, and every reference leads somewhere."""
-    told = openapi()
-    assert told["openapi"] == "3.1.0"
-    served = {(r.path, m.lower()) for r in app.routes for m in r.methods - {"HEAD"}}  # type: ignore[attr-defined]
-    described = {(path, m) for path, item in told["paths"].items() for m in item if m != "parameters"}
-    assert described == served - {("/openapi.json", "get")}
-    text = json.dumps(told)
-    names = {part.partition('"')[0] for part in text.split('"#/components/schemas/')[1:]}
-    assert names <= set(told["components"]["schemas"])
-    assert "$defs" not in text
+async def test_what_nobody_expected_is_500_and_says_nothing(
+    http: httpx.AsyncClient, fake: FakeProvider, pool: AsyncSandboxPool
+) -> None:
+    """An error that is not the library's is told to the server's log, and not to the caller."""
+    for headers in ({}, {"accept": "text/event-stream"}):
+        fake.inject("run_code", Fault(error=RuntimeError("/srv/secret")))
+        body = {"fragment": {"template": CODE, "code": "1"}}
+        answer = await http.post("/api/sandbox", json=body, headers=headers)
+        assert "internal_error" in answer.text
+        assert "secret" not in answer.text
+    assert pool.stats()["in_use"] == 0
 
 
-async def test_arguments_that_cannot_work(pool: AsyncSandboxPool) -> None:
-    """A wrong pool, hook or limit is refused when the application is made."""
-    for given in ({"pool": object()}, {"authorize": None}, {"max_body": 0}):
-        with pytest.raises(ConfigurationError):
-            routes(**({"pool": pool, "authorize": who} | given))  # type: ignore[arg-type]
-    assert inspect.signature(routes).parameters["authorize"].default is inspect.Parameter.empty
+async def test_mounted_when_the_application_starts(fake: FakeProvider) -> None:
+    """The pool is made and opened by the outer application's lifespan, as the how-to page does, and ends with it."""
 
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with AsyncSandboxPool(endpoint=fake) as pool:
+            app.mount("/", routes(pool, authorize=who))
+            yield
 
-async def test_keys_are_of_one_principal_alone() -> None:
-    """No separator in a name makes two principals one, and a name of any length has a key that the pool takes."""
-    triples = [("a", "b", "c"), ("a/b", "", "c"), ("a", "b/c", ""), ("a%2Fb", "", "c"), ("a" * 500, "b", "c")]
-    keys = {session_key(*triple) for triple in triples}
-    assert len(keys) == len(triples)
-    assert max(map(len, keys)) <= 256
-
-
-async def test_ids_are_bounded() -> None:
-    """The id that was used longest ago is forgotten first."""
-    owned = Owned(most=2)
-    for name in ("a", "b"):
-        owned.give(name, "alice", name)
-    assert owned.key_of("a", "alice") == "a"
-    owned.give("c", "alice", "c")
-    assert [owned.key_of(name, "alice") for name in "abc"] == ["a", None, "c"]
+    outer = Starlette(lifespan=lifespan)
+    async with (
+        outer.router.lifespan_context(outer),
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(outer), base_url="http://app", headers={"x-user": "alice"}
+        ) as http,
+    ):
+        assert (await run(http))["sandbox_id"] in fake.live
+        assert (await http.get("/openapi.json")).json()["servers"] == [{"url": "/"}]
+    assert not fake.live

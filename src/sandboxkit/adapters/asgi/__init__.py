@@ -1,10 +1,8 @@
 """The routes of a web app that runs fragments, on Starlette: `app = routes(pool, authorize=who)`.
 
-    from sandboxkit import AsyncSandboxPool
-    from sandboxkit.adapters.asgi import routes
-
-    pool = AsyncSandboxPool()  # opened by the application's lifespan, with `async with pool`
-    app.mount("/", routes(pool, authorize=who))
+    async with AsyncSandboxPool() as pool:  # in the lifespan of the outer application
+        app.mount("/", routes(pool, authorize=who))
+        yield
 
 The extra `server` has what this needs.
 """
