@@ -1,0 +1,35 @@
+"""The routes of a web app that runs fragments, on Starlette: `app = routes(pool, authorize=who)`.
+
+    async with AsyncSandboxPool() as pool:  # in the lifespan of the outer application
+        app.mount("/", routes(pool, authorize=who))
+        yield
+
+The extra `server` has what this needs.
+"""
+
+from __future__ import annotations
+
+from sandboxkit.adapters.asgi._bodies import (
+    Failure,
+    FileContent,
+    FileTree,
+    FileWritten,
+    Logs,
+    RunRequest,
+    RunResult,
+)
+from sandboxkit.adapters.asgi._openapi import openapi
+from sandboxkit.adapters.asgi._routes import Authorize, routes
+
+__all__ = [
+    "Authorize",
+    "Failure",
+    "FileContent",
+    "FileTree",
+    "FileWritten",
+    "Logs",
+    "RunRequest",
+    "RunResult",
+    "openapi",
+    "routes",
+]
