@@ -117,7 +117,7 @@ class Shell:
         self._waiters: dict[int, _Waiter] = {}
         self._alarm = anyio.Event()
         self._alarm_at: float | None = None
-        self._reaping = anyio.CancelScope()
+        self._reaping: anyio.CancelScope | None = None  # a scope belongs to a loop, and a pool may be made before one
         self.opened = anyio.Event()
         self._close_asked = anyio.Event()
         self._close_limit = CLOSE_LIMIT
@@ -154,8 +154,8 @@ class Shell:
                     tasks.start_soon(self._watch_the_clock)
                     tasks.start_soon(self.life.beat, self.workers.cores.values, tasks)
                     open_pools[self.options.id.hex] = self
-                    if self.options.reaps:
-                        with self._reaping:
+                    if self.options.reaps and not self._close_asked.is_set():
+                        with anyio.CancelScope() as self._reaping:
                             await self.upkeep.reap_first()
                     self.tell("pool.opened", provider=self.provider.name, max_live=self.policy.max_live)
                     self.opened.set()
@@ -204,7 +204,8 @@ class Shell:
         if not self._close_asked.is_set():
             self._close_limit = limit
             self._close_asked.set()
-            self._reaping.cancel()
+            if self._reaping is not None:
+                self._reaping.cancel()
             self.step(Close())  # at once: waiters need not wait for the pool's own task to get its turn
 
     async def _watch_the_clock(self) -> None:

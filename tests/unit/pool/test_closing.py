@@ -166,3 +166,16 @@ def test_a_create_that_hangs_ends_by_the_create_limit(virtual_time: VirtualTime)
 
     virtual_time.run(main)
     assert virtual_time.elapsed() < 70
+
+
+def test_a_pool_may_be_made_before_there_is_a_loop() -> None:
+    """A module may hold its pool; it is entered later."""
+    fake = FakeProvider()
+    pool = AsyncSandboxPool(endpoint=fake, reap=True)
+
+    async def use() -> str | None:
+        async with pool, pool.session("a") as session:
+            return (await session.run_code("1 + 1")).text
+
+    assert anyio.run(use) == "2"
+    assert not fake.live
