@@ -21,7 +21,7 @@ INTERRUPTED = 130
 # Loaded when one is called: `sandboxkit --help` must not wait for an SDK.
 _COMMANDS = {
     "demo": ("sandboxkit.cli._demo", "Analyse a real data set in a sandbox on this machine."),
-    "run": ("sandboxkit.cli._run", "Run a program, a web app or a fragment in a fresh sandbox."),
+    "run": ("sandboxkit.cli._run", "Run FILE in a fresh sandbox: a Python program, an app, or a fragment."),
     "ls": ("sandboxkit.cli._sandboxes", "List the sandboxes of an endpoint."),
     "kill": ("sandboxkit.cli._sandboxes", "Kill sandboxes by id, or all of one pool."),
     "serve": ("sandboxkit.cli._serve", "Run the local engine until Ctrl-C, for any E2B client."),
