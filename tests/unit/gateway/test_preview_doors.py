@@ -175,6 +175,8 @@ def test_the_loopback_form_sends_browsers_to_the_name(preview: Open) -> None:
             headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
             answer = httpx.get(f"{url}/a?b=1", headers=headers)
             assert (answer.status_code, answer.headers["location"]) == (307, f"http://{there.host}/a?b=1")
+        old = {"Accept": "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"}  # of a browser without Sec-Fetch
+        assert httpx.get(url, headers=old).headers["location"] == f"http://{there.host}/"
         assert there.server.heads == []
 
 

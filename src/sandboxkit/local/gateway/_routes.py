@@ -120,7 +120,9 @@ def route_loopback(
     is_own = name == "localhost" or not name.endswith("localhost")
     if parsed is None or not is_own or parsed["port"] != str(own_port):
         return Denied(403, f"This port does not answer for the host {headers['host'][:64]!r}", "host_not_allowed")
-    if headers.get("sec-fetch-mode") == "navigate":
+    # Browsers that are too old to say what they want a thing for want pages first of all.
+    asks_for_a_page = headers.get("accept", "").startswith("text/html")
+    if headers.get("sec-fetch-mode", "navigate" if asks_for_a_page else "") == "navigate":
         return Moved(f"http://{named}{target}")
     return to
 
