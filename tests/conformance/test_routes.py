@@ -1,0 +1,47 @@
+"""The HTTP routes over a pool on the real engine: run, look, write, read, be refused, end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from sandboxkit import AsyncSandboxPool
+from sandboxkit._types import Endpoint
+from sandboxkit.adapters.asgi import routes
+
+pytestmark = [pytest.mark.anyio, pytest.mark.engine, pytest.mark.slow]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def who(request: Any) -> str | None:
+    """The principal, as a header says it."""
+    return request.headers.get("x-user")
+
+
+async def test_a_fragment_over_http(engine: Endpoint) -> None:
+    """Its result, its files and its log are its owner's; nobody else finds the sandbox, and no path leads out."""
+    async with AsyncSandboxPool(endpoint=engine) as pool:
+        transport = httpx.ASGITransport(app=routes(pool, authorize=who))
+        alice = {"x-user": "alice"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://app", headers=alice, timeout=50) as client:
+            fragment = {"template": "code-interpreter-v1", "code": "print(1)\n2 + 2"}
+            done = await client.post("/api/sandbox", json={"fragment": fragment})
+            assert (done.status_code, done.json()["execution"]["stdout"]) == (200, "1\n")
+            at = f"/api/sandbox/{done.json()['sandbox_id']}"
+            assert [file["name"] for file in (await client.get(f"{at}/files")).json()["files"]] == ["script.py"]
+            written = await client.post(f"{at}/files/content", json={"path": "a/b.txt", "content": "hi"})
+            assert written.status_code == 200
+            read = await client.get(f"{at}/files/content", params={"path": "a/b.txt"})
+            assert read.json()["content"] == "hi"
+            out = await client.get(f"{at}/files/content", params={"path": "../../etc/passwd"})
+            assert (out.status_code, out.json()["error"]["code"]) == (403, "path_escape")
+            assert (await client.get(f"{at}/logs")).json()["log"] == ""
+            assert (await client.get(f"{at}/logs", headers={"x-user": "bob"})).status_code == 404
+            assert (await client.delete(at)).status_code == 204
+            assert (await client.get(f"{at}/files")).status_code == 404
