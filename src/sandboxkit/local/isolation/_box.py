@@ -35,7 +35,7 @@ from sandboxkit.local.isolation._nursery import EntryFailed, Nursery
 from sandboxkit.local.isolation._stopping import Stopper
 from sandboxkit.local.isolation._told import ERRORS_KEPT, memory_file, only_child, said
 from sandboxkit.local.isolation._usage import measure
-from sandboxkit.local.isolation._waiting import uncancelled, until_readable
+from sandboxkit.local.isolation._waiting import uncancelled, until_readable, until_reaped
 from sandboxkit.local.isolation._warden_link import Warden, pid_of
 
 START_WITHIN = 20.0
@@ -360,6 +360,7 @@ class BubblewrapBox:
                 os.waitpid(self._init, 0)  # noqa: ASYNC222 (its pidfd has said that it ended)
         for pidfd in (self._init_fd, self._outer_fd):
             if pidfd >= 0:
+                await until_reaped(pidfd)
                 os.close(pidfd)
         self._init_fd = self._outer_fd = -1
         self._init = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 
 
 async def until_readable(fd: int) -> None:
@@ -19,6 +20,17 @@ async def until_readable(fd: int) -> None:
         await ready
     finally:
         loop.remove_reader(fd)
+
+
+async def until_reaped(pidfd: int) -> None:
+    """Return once nothing is left of a process that has ended, not even its number: somebody else's child is reaped
+    when that one gets to it. After a second in any case."""
+    for _ in range(1000):
+        try:
+            signal.pidfd_send_signal(pidfd, 0)
+        except ProcessLookupError:
+            return
+        await asyncio.sleep(0.001)
 
 
 async def uncancelled(task: asyncio.Task[None]) -> None:
