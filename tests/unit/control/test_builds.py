@@ -124,15 +124,6 @@ def test_a_build_begins_once_and_tells_why_it_failed(shared_hollow: Any, wait_un
     assert shared_hollow.client.get(f"{path}/status?logsOffset=9999").json()["logEntries"] == []
 
 
-def test_a_log_has_an_end() -> None:
-    """Past its bound, the last line says so."""
-    build = _builds.Build("b", "t", (), 1, 1, 1, _builds.datetime.now(_builds.UTC))
-    for number in range(_builds.MAX_LOG + 5):
-        build.tell(str(number))
-    assert len(build.entries) == _builds.MAX_LOG + 1
-    assert "lines are kept" in build.entries[-1].message
-
-
 def test_files_are_uploaded_once_with_a_link(shared_hollow: Any) -> None:
     """The link needs no key, works once, for its digest alone; the archive is then present."""
     path = f"/templates/app/files/{DIGEST}"
