@@ -35,7 +35,7 @@ for n in range(6):
     if os.fork() == 0:
         held = mmap.mmap(-1, 60 << 20)
         held.write(b'x' * (60 << 20))
-        time.sleep(20)
+        time.sleep(10)
         os._exit(0)
 ends = [os.wait()[1] for n in range(6)]
 print('no limit' if not any(ends) else 'some died', flush=True)

@@ -137,7 +137,7 @@ def limits_in_force(limits: Limits, cgroup: Cgroup | None, version: int) -> tupl
         limits.memory,
         by,
         "all of the sandbox's memory is its kernel's, so the whole sandbox ends; "
-        + ("looked at every 50 ms" if by == "watchdog" else f"{OVERHEAD >> 20} MiB more for gVisor itself"),
+        + ("looked at every 20 ms" if by == "watchdog" else f"{OVERHEAD >> 20} MiB more for gVisor itself"),
     )
     held["shared_memory"] = LimitInForce("shared_memory", limits.memory, by, "is part of the sandbox's memory")
     held["processes"] = LimitInForce(

@@ -103,7 +103,7 @@ def report(limits: Limits, cgroup: Cgroup | None, version: int) -> tuple[LimitIn
             "memory",
             limits.memory,
             "watchdog",
-            "looked at every 50 ms: fast growth passes the limit for a moment; files in /tmp, /dev/shm and the home "
+            "looked at every 20 ms: fast growth passes the limit for a moment; files in /tmp, /dev/shm and the home "
             "count; buffers of pipes and sockets do not",
         ),
         LimitInForce("swap", 0, by)  # type: ignore[arg-type]

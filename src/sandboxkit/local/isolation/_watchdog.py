@@ -1,4 +1,4 @@
-"""Hold the memory limit of boxes where no cgroup does: look every 50 ms, kill the largest process of what is over.
+"""Hold the memory limit of boxes where no cgroup does: look every 20 ms, kill the largest process of what is over.
 
 While a box grows quickly, it looks every 10 ms: what writes memory on all CPUs writes 100 MiB in 30 ms.
 
@@ -21,14 +21,14 @@ from sandboxkit.local.isolation._base import BoxEnd
 from sandboxkit.local.isolation._box import BubblewrapBox
 from sandboxkit.local.isolation._processes import all_pids, namespace_of, resident, shared, shared_memory
 
-EVERY = 0.05
+EVERY = 0.02
 EVERY_WHILE_GROWING = 0.01
 GROWN = 1.1
 """How much more than at the last look means that a box grows, once it has a quarter of its limit."""
-FORGET_AFTER = 40
+FORGET_AFTER = 100
 """Rounds after which it is looked up again which process is in which box: a pid may have been reused."""
 ALL_AT = 1.5
-SHARED_EVERY = 2
+SHARED_EVERY = 5
 """Rounds between two looks at what the processes of one box share, while it does not grow."""
 
 
