@@ -23,6 +23,13 @@ from sandboxkit.local.agent import _codec as wire
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="boxes need Linux")
 
+BENEATH: dict[str, list[bytes | int]] = {
+    "read": [b"/x/y", 0, 100, b"", b""],
+    "stat": [b"/x/y"],
+    "list": [b"/x/y", 1, 100],
+    "exists": [b"/x/y"],
+    "rename": [b"/x/y", b"/x/z"],
+}
 REQUESTS: list[Callable[[Any], Awaitable[Any]]] = [
     lambda link: link.open("/x", os.O_RDONLY),
     lambda link: link.ping(),
@@ -33,14 +40,21 @@ REQUESTS: list[Callable[[Any], Awaitable[Any]]] = [
     lambda link: link.stat("/x"),
     lambda link: link.dial(80),
     lambda link: link.remove("/x"),
+    *(
+        lambda link, operation=operation, args=args: link.beneath(operation, "/x", b"", args)
+        for operation, args in BENEATH.items()
+    ),
+    *(lambda link, how=how: link.open_beneath(how, "/x", b"", "/x/y") for how in ("read", "stage", "write")),
 ]
 
-FIELDS = st.lists(
+FIELD = (
     st.integers(-2, 2**70)
     | st.binary(max_size=12)
-    | st.sampled_from([b"", b"0", b"1", b"code", b"signal", b"7", b"-0"]),
-    max_size=12,
-).map(wire.pack)
+    | st.sampled_from([b"", b"0", b"1", b"code", b"signal", b"7", b"-0", b"7:7", b".sandboxkit-ab.part"])
+)
+FIELDS = st.lists(FIELD, max_size=12).map(wire.pack) | st.lists(FIELD, max_size=12).map(
+    lambda rest: wire.pack([b"7:7", *rest])
+)
 ENTRY = st.lists(
     st.tuples(st.binary(max_size=4), st.binary(max_size=4), *[st.integers(-1, 2**40)] * 5, st.binary(max_size=2)),
     max_size=3,
@@ -60,7 +74,17 @@ def packets(draw: st.DrawFn) -> tuple[bytes, int]:
     return whole[: draw(st.none() | st.integers(0, 8))], draw(st.sampled_from([0, 0, 0, 1, 2, 20]))
 
 
-@given(said=st.lists(packets(), max_size=12), hangs_up=st.booleans(), cancelled=st.sets(st.integers(0, 8), max_size=3))
+def check_opened_shape(fields: list[bytes]) -> None:
+    """What came with a file has what its callers take from it."""
+    assert fields[0].replace(b":", b"").isdigit()
+    assert len(fields) < 2 or fields[1].isdigit() or fields[1].endswith(b".part")
+
+
+@given(
+    said=st.lists(packets(), max_size=12),
+    hangs_up=st.booleans(),
+    cancelled=st.sets(st.integers(0, len(REQUESTS) - 1), max_size=3),
+)
 def test_whatever_the_agent_says(said: list[tuple[bytes, int]], hangs_up: bool, cancelled: set[int]) -> None:
     """Every request that waits comes to an end that its callers know, within the time that the link is open."""
     from sandboxkit.local.isolation._base import AgentError, AgentLost
@@ -96,7 +120,13 @@ def test_whatever_the_agent_says(said: list[tuple[bytes, int]], hangs_up: bool, 
                 if isinstance(result, BaseException):
                     assert isinstance(result, AgentError | AgentLost | asyncio.CancelledError), result
                 elif isinstance(result, tuple):
-                    os.close(result[1])
+                    if isinstance(result[1], int):
+                        os.close(result[1])  # a terminal
+                    else:
+                        check_opened_shape(result[1])
+                        result[0].close()
+                elif isinstance(result, list) and result and isinstance(result[0], bytes):
+                    assert result[0] == b"7:7" or result[0].replace(b":", b"").isdigit()
                 elif isinstance(result, int) and not isinstance(result, bool):
                     os.close(result)
 

@@ -32,11 +32,13 @@ TOKEN = "token-of-the-test"
 
 
 class Envd:
-    """One served envd: its address, its home directory, and what breaks it."""
+    """One served envd: its address, its home directory, and what breaks it. `program` plays its agent, if given: a
+    Python text that gets the number of its socket."""
 
-    def __init__(self, home: Path, *, framed: bool = False) -> None:
+    def __init__(self, home: Path, *, framed: bool = False, program: str | None = None) -> None:
         self.home = home
         self.framed = framed
+        self._program = ["-I", "-S", str(agent_module.__file__)] if program is None else ["-I", "-S", "-c", program]
         self.base = ""
         self.token = TOKEN
         self.service: EnvdService
@@ -116,7 +118,7 @@ class Envd:
         near, far = socket.socketpair(socket.AF_UNIX, kind)
         with far:
             self._agent = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(agent_module.__file__), str(far.fileno()), *words],
+                [sys.executable, *self._program, str(far.fileno()), *words],
                 pass_fds=[far.fileno()],
                 stdin=subprocess.DEVNULL,
             )
@@ -215,6 +217,12 @@ def envd(request: pytest.FixtureRequest, tmp_path: Path, no_leaks: None) -> Iter
     home.mkdir(mode=0o755)
     with Envd(home, framed=request.param == "frames") as served:
         yield served
+
+
+@pytest.fixture
+def lying_envd(tmp_path: Path, no_leaks: None) -> Callable[[str], Envd]:
+    """An envd whose agent is played by a Python text."""
+    return lambda program: Envd(tmp_path, program=program)
 
 
 @pytest.fixture

@@ -74,6 +74,7 @@ from sandboxkit.local.isolation._channel import ANSWER_WITHIN, Channel, to_bytes
 from sandboxkit.local.isolation._descriptors import check_file, check_socket, check_terminal
 from sandboxkit.local.isolation._open_files import DescriptorFile, RemoteFile
 from sandboxkit.local.isolation._port import PacketPort, Port
+from sandboxkit.local.isolation._shapes import check_beneath, check_opened
 
 TREE_WITHIN = 600.0
 LISTINGS = 4
@@ -218,19 +219,31 @@ class AgentLink:
 
     async def beneath(self, operation: str, root: str, identity: bytes, args: Sequence[bytes | int]) -> Fields:
         """Carry out one operation below a root; see `_base.Agent.beneath`."""
-        is_long = operation in LONG
         asked: Asked = [operation.encode(), to_bytes(root), identity, *args]
-        if not is_long:
-            return (await self._channel.ask(wire.BENEATH, asked))[0]
-        async with self._listings:
-            return (await self._channel.ask(wire.BENEATH_LONG, asked, within=TREE_WITHIN))[0]
+        if operation in LONG:
+            async with self._listings:
+                fields, _ = await self._channel.ask(wire.BENEATH_LONG, asked, within=TREE_WITHIN)
+        else:
+            fields, _ = await self._channel.ask(wire.BENEATH, asked)
+        try:
+            check_beneath(operation, args, fields)
+        except ValueError as error:
+            raise self._channel.broken(str(error)) from None
+        return fields
 
     async def open_beneath(
         self, how: OpenHow, root: str, identity: bytes, path: str, flags: int = 0, mode: int = 0
     ) -> tuple[File, Fields]:
         """Open a regular file below a root; see `_base.Agent.open_beneath`."""
         asked: Asked = [how.encode(), to_bytes(root), identity, to_bytes(path), flags, mode]
-        return await self._open(wire.BENEATH_OPEN, asked, os.O_RDONLY if how == "read" else os.O_WRONLY | flags)
+        wanted = os.O_RDONLY if how == "read" else os.O_WRONLY | flags
+        file, fields = await self._open(wire.BENEATH_OPEN, asked, wanted)
+        try:
+            check_opened(how, fields)
+        except ValueError as error:
+            file.close()
+            raise self._channel.broken(str(error)) from None
+        return file, fields
 
     async def watch(
         self, path: str, *, root: str = "", identity: bytes = b"", recursive: bool = False, entries: bool = False
