@@ -25,6 +25,7 @@ from sandboxkit.local.gateway.egress._stream import Stream
 from sandboxkit.local.gateway.preview import _headers
 from sandboxkit.local.gateway.preview._doors import Closable
 from sandboxkit.local.gateway.preview._forward import BadRequest, CutOff, Forward, Unanswered
+from sandboxkit.local.gateway.preview._shares import NoRoom, Shares
 from sandboxkit.local.isolation._base import AgentError
 
 __all__ = ["CutOff", "Gone", "Previews"]
@@ -68,7 +69,7 @@ class Previews:
         self._sandboxes = sandboxes
         self._domain = domain
         self._closed_ports = closed_ports
-        self._calls = asyncio.Semaphore(max(16, int(limit() * MAX_PREVIEWS_SHARE)))
+        self._shares = Shares(max(16, int(limit() * MAX_PREVIEWS_SHARE)))
         self._turn = asyncio.Lock()
         self._listen: Listen | None = None
 
@@ -167,34 +168,39 @@ class Previews:
                 raise Gone from None
 
     async def _answer(self, live: Live, meant: ToSandbox, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._calls.locked():
-            busy = answers.error(503, "The engine has too many previews open; close some", error_code="too_many_calls")
+        try:
+            with self._shares.place(meant.sandbox_id):
+                await self._call(live, meant, scope, receive, send)
+        except NoRoom:
+            busy = answers.error(
+                503, "This sandbox has too many previews open; close some", error_code="too_many_calls"
+            )
             await busy(scope, receive, send)
-            return
+
+    async def _call(self, live: Live, meant: ToSandbox, scope: Scope, receive: Receive, send: Send) -> None:
         host = next(value for name, value in scope["headers"] if name == b"host")
         client = scope.get("client") or ("127.0.0.1", 0)
         seen = _headers.view(
             meant.door, host=host, port=meant.port, mask=live.settings.mask_host, client=str(client[0]).encode()
         )
-        async with self._calls:
-            try:
-                stream = await _called(live, meant.port)
-            except AgentError:
-                await answers.port_not_open(meant.sandbox_id, meant.port)(scope, receive, send)
-                return
-            try:
-                await Forward(
-                    scope, receive, send, stream=stream, seen=seen, is_alive=lambda: not live.doors.is_closed
-                ).run()
-            except Unanswered as error:
-                if live.doors.is_closed:
-                    raise Gone from error
-                await answers.bad_answer(meant.sandbox_id, meant.port, str(error))(scope, receive, send)
-            except BadRequest as error:
-                refusal = answers.error(400, f"The request cannot be passed on: {error}", error_code="bad_request")
-                await refusal(scope, receive, send)
-            finally:
-                stream.close()
+        try:
+            stream = await _called(live, meant.port)
+        except AgentError:
+            await answers.port_not_open(meant.sandbox_id, meant.port)(scope, receive, send)
+            return
+        try:
+            await Forward(
+                scope, receive, send, stream=stream, seen=seen, is_alive=lambda: not live.doors.is_closed
+            ).run()
+        except Unanswered as error:
+            if live.doors.is_closed:
+                raise Gone from error
+            await answers.bad_answer(meant.sandbox_id, meant.port, str(error))(scope, receive, send)
+        except BadRequest as error:
+            refusal = answers.error(400, f"The request cannot be passed on: {error}", error_code="bad_request")
+            await refusal(scope, receive, send)
+        finally:
+            stream.close()
 
 
 async def _called(live: Live, port: int) -> Stream:
