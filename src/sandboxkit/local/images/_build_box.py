@@ -15,6 +15,7 @@ from urllib.parse import quote
 from sandboxkit.errors import SandboxkitError
 from sandboxkit.local._log import log
 from sandboxkit.local.images._cache import remove_tree
+from sandboxkit.local.images._disk import TooDeep, written_below
 from sandboxkit.local.images._lines import read_lines
 from sandboxkit.local.images._steps import ENV_TARGET
 from sandboxkit.local.isolation._base import (
@@ -30,6 +31,7 @@ from sandboxkit.local.isolation._base import (
     Limits,
     Overlay,
 )
+from sandboxkit.local.isolation._processes import nameless_bytes
 
 CACHE = ".cache"
 CACHE_TARGET = f"{PREFIX}/cache"
@@ -204,9 +206,9 @@ async def step_box(
 async def _watch(box: Box, working: Path) -> None:
     """End a box that fills the disk; returns once it has done so."""
     try:
-        while await asyncio.to_thread(_room, working) > 0:  # noqa: ASYNC110  (a disk sets no event)
-            await asyncio.sleep(LOOK_EVERY)
-    except (OSError, RecursionError) as error:  # what cannot be watched does not go on
+        while await asyncio.to_thread(lambda: room_left(working, nameless_bytes(box.init_pid))) > 0:  # noqa: ASYNC110
+            await asyncio.sleep(LOOK_EVERY)  # a disk sets no event
+    except (OSError, TooDeep) as error:  # what cannot be watched does not go on
         log(logging.WARNING, "build.unwatched", error=type(error).__name__)
     await box.kill()
 
@@ -220,19 +222,14 @@ async def _why_lost(box: Box, watch: asyncio.Task[None]) -> str:
     return ""
 
 
-def _room(working: Path) -> int:
-    """Bytes that a step may still write."""
+def room_left(working: Path, nameless: int) -> int:
+    """Bytes that a step may still write, which has written these and has so many in files without a name. Blocks."""
     space = os.statvfs(working)
     free = space.f_bavail * space.f_frsize - LEAST_FREE
-    written = entries = 0
-    for folder, folders, files in os.walk(working):
-        entries += len(folders) + len(files)
-        if entries > MOST_ENTRIES or (space.f_files > 0 and space.f_favail < LEAST_ENTRIES):
-            return 0
-        for name in files:
-            with contextlib.suppress(OSError):
-                written += os.lstat(os.path.join(folder, name)).st_blocks * 512
-    return min(free, MAX_WRITTEN - written)
+    written, entries = written_below(working, most_entries=MOST_ENTRIES)
+    if entries > MOST_ENTRIES or (space.f_files > 0 and space.f_favail < LEAST_ENTRIES):
+        return 0
+    return min(free, MAX_WRITTEN - written - nameless)
 
 
 def keep(working: Path, *, dropped: tuple[str, ...] = ()) -> None:

@@ -345,6 +345,10 @@ class Box(Protocol):
     def limits(self) -> tuple[LimitInForce, ...]: ...
 
     @property
+    def init_pid(self) -> int:
+        """Its first process as the engine sees it; 0 before it is known, and once it has ended."""
+
+    @property
     def ended(self) -> asyncio.Future[BoxEnd]:
         """Done once the box's last process is gone, whoever ended it."""
 

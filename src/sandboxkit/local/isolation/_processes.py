@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import signal
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICKS = os.sysconf("SC_CLK_TCK")
+NS_GET_PARENT = 0xB702
 NAMELESS = (b"/dev/zero", b"/SYSV", b"/memfd:")
 """How maps show memory that is shared and lies in no file."""
 
@@ -29,6 +34,57 @@ def namespace_of(pid: int) -> str | None:
         return None
 
 
+def place_of(init_fd: int) -> str:
+    """What names the pid namespace of a box, by a pidfd of its init; nothing once that is gone."""
+    try:
+        with open(f"/proc/self/fdinfo/{init_fd}") as file:
+            pid = next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
+        place = namespace_of(pid) or ""
+        signal.pidfd_send_signal(init_fd, 0)  # it has not ended meanwhile, and so its number has stayed its own
+    except (OSError, StopIteration):
+        return ""
+    else:
+        return place
+
+
+def is_within(pid: int, place: str) -> bool:
+    """Whether a process lives in the pid namespace of this name, or in one below it."""
+    if namespace_of(pid) == place:
+        return True
+    try:
+        namespace = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while True:
+                above = fcntl.ioctl(namespace, NS_GET_PARENT)
+                os.close(namespace)
+                namespace = above
+                if os.readlink(f"/proc/self/fd/{namespace}") == place:
+                    return True
+        finally:
+            os.close(namespace)
+    except OSError:  # none of ours is above it, or it is gone
+        return False
+
+
+def signal_within(pid: int, place: str, signum: int) -> bool:
+    """Signal a process of a box. False where that number is, by now, nobody's or somebody else's."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        # Where it is another process than the pidfd's that we look at, the pidfd's has ended: then none gets it.
+        if not is_within(pid, place):
+            return False
+        signal.pidfd_send_signal(pidfd, signum)
+    except ProcessLookupError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(pidfd)
+
+
 def all_pids() -> list[int]:
     """Every process that this /proc shows."""
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
@@ -40,6 +96,20 @@ def processes_of(init: int) -> list[int]:
     if wanted is None:
         return []
     return [pid for pid in all_pids() if namespace_of(pid) == wanted]
+
+
+def nameless_bytes(init: int) -> int:
+    """Bytes of the regular files without a name that a box's processes have open; walking a directory finds none of
+    them. One that is only mapped, or is under way in a socket, is not seen. Blocks."""
+    found: dict[tuple[int, int], int] = {}
+    for pid in processes_of(init):
+        with contextlib.suppress(OSError):  # it is gone
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    info = os.stat(f"/proc/{pid}/fd/{name}")
+                    if stat.S_ISREG(info.st_mode) and info.st_nlink == 0:
+                        found[info.st_dev, info.st_ino] = info.st_blocks * 512
+    return sum(found.values())
 
 
 def resident(pid: int) -> int:
