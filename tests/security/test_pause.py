@@ -191,3 +191,37 @@ def test_a_box_that_ends_meanwhile_is_lost(box_runner: Callable[..., Any]) -> No
     told = box_runner(lost_in_between)
     assert told["first"] in ("lost", "paused before it was killed")
     assert (told["answers"], told["end"]) == (["lost", "lost"], "engine")
+
+
+async def foreign(isolation: Any) -> dict[str, Any]:
+    """Pause, resume and end a box that takes another process's number for that of its agent, as where its agent ended
+    and the number was given away before anybody noticed."""
+    import subprocess
+
+    from box_tools import small
+
+    def state() -> str:
+        return Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+    box = await isolation.create(small("numbers"))
+    states = []
+    with subprocess.Popen(["sleep", "60"]) as other:
+        entered, box._entered = box._entered, other.pid
+        await box.pause()
+        states.append(state())
+        other.send_signal(signal.SIGSTOP)
+        while state() != "T":  # noqa: ASYNC110  (the kernel tells nobody)
+            await asyncio.sleep(0.001)
+        await box.resume()
+        states.append(state())
+        box._entered = entered
+        await box.agent.ping()
+        await box.kill()
+        states.append(state())
+        other.kill()
+    return {"states": states}
+
+
+def test_a_number_that_is_anothers_by_now(box_runner: Callable[..., Any]) -> None:
+    """Who is not in the box's namespace is neither stopped, nor woken, nor killed."""
+    assert box_runner(foreign) == {"states": ["S", "T", "T"]}

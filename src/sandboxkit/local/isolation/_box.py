@@ -32,6 +32,7 @@ from sandboxkit.local.isolation._copying import fill_trees, save_trees
 from sandboxkit.local.isolation._limits import Cgroup, inside_limits, report
 from sandboxkit.local.isolation._link import AgentLink
 from sandboxkit.local.isolation._nursery import EntryFailed, Nursery
+from sandboxkit.local.isolation._port import close_all
 from sandboxkit.local.isolation._stopping import Stopper
 from sandboxkit.local.isolation._told import ERRORS_KEPT, memory_file, only_child, said
 from sandboxkit.local.isolation._usage import measure
@@ -358,12 +359,12 @@ class BubblewrapBox:
             # Ours since its parent is gone (the engine is a subreaper), unless that reaped it first.
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self._init, 0)  # noqa: ASYNC222 (its pidfd has said that it ended)
-        for pidfd in (self._init_fd, self._outer_fd):
-            if pidfd >= 0:
-                await until_reaped(pidfd)
-                os.close(pidfd)
+        held = [pidfd for pidfd in (self._init_fd, self._outer_fd) if pidfd >= 0]
+        for pidfd in held:
+            await until_reaped(pidfd)
         self._init_fd = self._outer_fd = -1
         self._init = 0
+        close_all(held)
         if self._mounted:
             _kernel.unmount(str(self._directory))
             self._mounted = False
@@ -385,7 +386,7 @@ class BubblewrapBox:
         self.agent.hold()
         try:
             async with asyncio.timeout(PAUSED_WITHIN):
-                while not self._stopper.stop(*self.roots()):
+                while not self._stopper.stop(self._init_fd, *self.roots()):
                     await asyncio.sleep(PAUSE_POLL)
                     self._must_live()
         except BaseException:
@@ -409,7 +410,7 @@ class BubblewrapBox:
     def _go_on(self) -> None:
         """Let everything go on, also in the middle of stopping or of ending."""
         self._is_paused = False
-        self._stopper.go_on()
+        self._stopper.go_on(self._init_fd)
         self.agent.release()
 
     # -- keeping -------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 
-from sandboxkit.local.isolation._processes import resident, shared
+from sandboxkit.local.isolation._processes import is_within, place_of, resident, shared, signal_within
 from sandboxkit.local.isolation._stopping import AT_REST
 
 MEMORY_FILE = "runsc-memory"
@@ -75,25 +75,25 @@ class SentryStopper:
         self._stopped: list[int] = []
         self._clean_looks = 0
 
-    def stop(self, *roots: int) -> bool:
+    def stop(self, init_fd: int, *roots: int) -> bool:
         """Stop what runs; True once nothing does. To be called until it is."""
+        place = place_of(init_fd)
         clean = True
         for pid in tree(*roots):
-            if _is_at_rest(pid):
+            if _is_at_rest(pid) or not is_within(pid, place):
                 continue
             clean = False
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
+            signal_within(pid, place, signal.SIGSTOP)
             if not _tracer(pid) and pid not in self._stopped:
                 self._stopped.append(pid)
         self._clean_looks = self._clean_looks + 1 if clean else 0
         return self._clean_looks >= 2
 
-    def go_on(self) -> None:
+    def go_on(self, init_fd: int) -> None:
         """Let what was stopped go on, children before their parents."""
+        place = place_of(init_fd)
         for pid in reversed(self._stopped):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+            signal_within(pid, place, signal.SIGCONT)
         self._stopped.clear()
         self._clean_looks = 0
 

@@ -15,6 +15,8 @@ import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from sandboxkit.local.isolation._processes import is_within, place_of, signal_within
+
 AT_REST = frozenset(b"TtZX")
 
 
@@ -37,29 +39,35 @@ class Stopper:
         self._clean_looks = 0
         self._has_begun = False
 
-    def stop(self, *roots: int) -> bool:
-        """Stop what runs; True once nothing does. To be called until it is. `roots`: all others are below of these."""
-        seen = _tree(roots)
+    def stop(self, init_fd: int, *roots: int) -> bool:
+        """Stop what runs; True once nothing does. To be called until it is.
+
+        Args:
+            init_fd: a pidfd of the box's init. Who is not in its pid namespace is none of the box's, whatever number
+                it has.
+            roots: all others are below of these.
+        """
+        place = place_of(init_fd)
+        seen = [one for one in _tree(roots) if is_within(one.pid, place)]
         if not self._has_begun:
             # Stopped by somebody inside: they stay so when we let the others go on.
             self._others = {(one.pid, one.started) for one in seen if one.is_at_rest}
             self._has_begun = True
         for one in seen:
             if not one.is_at_rest:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(one.pid, signal.SIGSTOP)
+                signal_within(one.pid, place, signal.SIGSTOP)
             if (one.pid, one.started) not in self._others:
                 self._stopped[one.pid] = one.started
         self._clean_looks = self._clean_looks + 1 if all(one.is_at_rest for one in seen) else 0
         return self._clean_looks >= 2
 
-    def go_on(self) -> None:
+    def go_on(self, init_fd: int) -> None:
         """Let what was stopped go on: the youngest first, so that no parent wakes to find a child stopped."""
+        place = place_of(init_fd)
         for pid, started in sorted(self._stopped.items(), key=lambda item: (item[1], item[0]), reverse=True):
             one = _look(pid)
             if one is not None and one.started == started:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
+                signal_within(pid, place, signal.SIGCONT)
         self._stopped.clear()
         self._others.clear()
         self._clean_looks = 0

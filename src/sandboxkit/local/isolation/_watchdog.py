@@ -12,14 +12,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from sandboxkit.local.isolation._base import BoxEnd
 from sandboxkit.local.isolation._box import BubblewrapBox
-from sandboxkit.local.isolation._processes import all_pids, namespace_of, resident, shared, shared_memory
+from sandboxkit.local.isolation._processes import (
+    all_pids,
+    namespace_of,
+    place_of,
+    resident,
+    shared,
+    shared_memory,
+    signal_within,
+)
 
 EVERY = 0.02
 EVERY_WHILE_GROWING = 0.01
@@ -106,10 +113,9 @@ class Watchdog:
             if verdict.pid == 0:
                 box.begin_end(BoxEnd("memory", f"over its limit of {box.memory_limit} bytes"))
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(box.init_pid, signal.SIGKILL)  # at once, not at the loop's next turn
-            elif namespace_of(verdict.pid) == namespace_of(box.init_pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(verdict.pid, signal.SIGKILL)
+                    signal.pidfd_send_signal(box.init_fd, signal.SIGKILL)  # at once, not at the loop's next turn
+            else:
+                signal_within(verdict.pid, place_of(box.init_fd), signal.SIGKILL)
 
     def _add_shared(self, box: BubblewrapBox, memory: dict[int, int], files: int) -> None:
         """Add what processes share, where that could be what breaks the limit."""
