@@ -347,7 +347,9 @@ class Pauses:
         async with self._slots:
             if stop.is_set():
                 raise Stopped("it is wanted no more")
-            return await self._store.draft(lambda descriptor, most: live.box.save(descriptor, most=most, stop=stop))
+            return await self._store.draft(
+                lambda descriptor, most: live.box.save(descriptor, most=most, stop=stop), stop=stop.is_set
+            )
 
     def _note_copy(self, sandbox_id: str) -> threading.Event:
         stop = threading.Event()

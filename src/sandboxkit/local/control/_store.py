@@ -29,7 +29,7 @@ from typing import Any, Literal
 from sandboxkit.local._config import EngineConfig
 from sandboxkit.local._log import log
 from sandboxkit.local.control._kept import KEY, Record
-from sandboxkit.local.isolation._archive import Packed, TooLarge
+from sandboxkit.local.isolation._archive import Packed, Stopped, TooLarge
 
 Kind = Literal["paused", "snapshots"]
 KINDS: tuple[Kind, ...] = ("paused", "snapshots")
@@ -39,6 +39,7 @@ LEAST_FREE = 64 * 1024 * 1024
 CLAIM_WITHIN = 2.0
 """Seconds that an engine which has just been killed gets to be gone."""
 
+STOP_POLL = 0.05
 LONGEST_RECORD = 4 * 1024 * 1024
 Save = Callable[[int, int], Awaitable[Packed]]
 """Writes to a descriptor, so many bytes at most."""
@@ -63,6 +64,13 @@ class Store:
         self.keeps_for = keeps_for
         self._claim = -1
         self._kept: dict[tuple[Kind, str], Draft] = {}
+        self._drafts: dict[Path, int] = {}
+        """Bytes of what no record names yet: what was promised to it, or what it has got."""
+        self._writing: set[Path] = set()
+        self._greedy = 0
+        """How many wait for all that is left."""
+        self._over = asyncio.Event()
+        """Set when one of either is done."""
 
     def open(self, *, wait: float = 0.0) -> bool:
         """Claim the store and put it in order; False where another engine has it, after so many seconds. Blocks."""
@@ -124,30 +132,69 @@ class Store:
 
     # -- keeping --------------------------------------------------------------------------------------------------
 
-    async def draft(self, save: Save) -> Draft:
-        """Write files that no record names yet.
+    async def draft(self, save: Save, *, stop: Callable[[], bool] = lambda: False) -> Draft:
+        """Write files that no record names yet. `save` may be called twice; `stop` says when to wait no more.
+
+        What it may write is promised to it alone: half of what is left, and where that is too little, all of it, once
+        nobody else writes.
 
         Raises:
             TooLarge: there is more than the store may hold.
             ArchiveError, OSError: as `save` raises; nothing is left.
         """
-        path = self._root / "new" / secrets.token_hex(8)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            room = os.fstatvfs(descriptor)
-            most = min(self._most - self.used(), room.f_bavail * room.f_frsize - LEAST_FREE)
-            if most <= 0:
-                raise TooLarge("the engine's store, or its disk, is full")
-            packed = await save(descriptor, most)
-            if self.used() + packed.size > self._most:  # others have been written meanwhile
-                raise TooLarge(f"there is more than {self._most >> 20} MiB to keep")
-            await asyncio.to_thread(os.fsync, descriptor)
+            await self._until(lambda: not self._greedy, stop)
+            return await self._write(*self._promise(0.5), save)
+        except TooLarge:
+            self._greedy += 1
+            try:
+                await self._until(lambda: not self._writing, stop)
+                return await self._write(*self._promise(1.0), save)
+            finally:
+                self._greedy -= 1
+                self._over.set()
+
+    async def _until(self, is_free: Callable[[], bool], stop: Callable[[], bool]) -> None:
+        while not is_free():
+            if stop():
+                raise Stopped("it is wanted no more")
+            self._over.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOP_POLL):
+                    await self._over.wait()
+
+    def _promise(self, share: float) -> tuple[Path, int]:
+        """The place of a new draft, and how many bytes it may have. TooLarge where there are none."""
+        room = os.statvfs(self._root)
+        promised = sum(self._drafts[path] for path in self._writing)
+        left = min(
+            self._most - self.used() - sum(self._drafts.values()),
+            room.f_bavail * room.f_frsize - LEAST_FREE - promised,
+        )
+        most = int(left * share)
+        if most <= 0:
+            raise TooLarge("the engine's store, or its disk, is full")
+        path = self._root / "new" / secrets.token_hex(8)
+        self._drafts[path] = most
+        self._writing.add(path)
+        return path, most
+
+    async def _write(self, path: Path, most: int, save: Save) -> Draft:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                packed = await save(descriptor, most)
+                await asyncio.to_thread(os.fsync, descriptor)
+            finally:
+                os.close(descriptor)
+            self._drafts[path] = packed.size
             return Draft(path, packed.size)
         except BaseException:
-            path.unlink(missing_ok=True)
+            self.discard(Draft(path, 0))
             raise
         finally:
-            os.close(descriptor)
+            self._writing.discard(path)
+            self._over.set()
 
     async def draft_of(self, kind: Kind, key: str) -> Draft:
         """The same from what is kept already. FileNotFoundError where there is none."""
@@ -176,6 +223,8 @@ class Store:
             for path in (draft.path, place, note):
                 path.unlink(missing_ok=True)
             raise
+        finally:
+            self._drafts.pop(draft.path, None)
         before = self._kept.get((kind, key))
         self._kept[kind, key] = Draft(place, draft.size)
         if before is not None:
@@ -183,6 +232,7 @@ class Store:
 
     def discard(self, draft: Draft) -> None:
         """Remove a draft that nobody wants."""
+        self._drafts.pop(draft.path, None)
         draft.path.unlink(missing_ok=True)
 
     async def remove(self, kind: Kind, key: str) -> bool:
