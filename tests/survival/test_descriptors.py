@@ -151,7 +151,9 @@ def test_none_left_at_all(start_limited: Any, tools: Any) -> None:
                         assert answer.status_code in (200, 429, 500, 503), (name, more, answer.text)
                         assert "descriptors" in answer.text or "open files" in answer.text, (name, more, answer.text)
                 assert len(client.get("/v2/sandboxes").json()) == 1
-        assert {"command", "terminal", "write", "read", "context"} <= refused
+        # gVisor's files are read and written by requests, which need none.
+        of_files = set() if os.environ["SANDBOXKIT_ISOLATION"] == "gvisor" else {"write", "read"}
+        assert {"command", "terminal", "context"} | of_files <= refused
         for context in client.get("/contexts", headers=kernel).json()[1:]:
             client.delete(f"/contexts/{context['id']}", headers=kernel)
         for name, call in calls.items():

@@ -30,9 +30,9 @@ OPEN_FILES = 16_384
 
 OVERHEAD = 96 * 1024 * 1024
 """Bytes of runsc's own processes, on top of what the sandbox may use."""
-TASKS_EACH, TASKS_OURS = 3, 160
-"""Tasks of the host for each process inside (a thread of the kernel's, one of the program's, and some that are on their
-way), and those of runsc's own."""
+TASKS_EACH, TASKS_OURS = 16, 160
+"""Tasks of the host for each process inside, and those of runsc's own. A thread of gVisor's kernel keeps one in each
+program that it has run: a process that sleeps has 3, one that calls the kernel all the time 12, however many there are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +144,7 @@ def limits_in_force(limits: Limits, cgroup: Cgroup | None, version: int) -> tupl
         "processes",
         limits.processes,
         held["processes"].by,
-        "held by the host's tasks, about three for each process: the whole sandbox may end past it",
+        "held by the host's tasks, up to a dozen for each process: the whole sandbox may end past it",
     )
     held["disk"] = LimitInForce("disk", limits.disk, "tmpfs", "each of the home, /tmp and /dev/shm, in its memory")
     held["inodes"] = LimitInForce("inodes", 0, "none", "files count as the sandbox's memory")
