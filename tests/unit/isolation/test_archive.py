@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import struct
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -206,7 +208,6 @@ def test_what_is_damaged_is_refused(tmp_path_factory: pytest.TempPathFactory, at
 def test_a_forged_path_is_refused(tmp_path: Path, path: bytes) -> None:
     """A file that somebody else wrote, sums and all, makes nothing outside of its trees."""
     import hashlib
-    import struct
 
     def field(value: bytes) -> bytes:
         return struct.pack("!I", len(value)) + value
@@ -221,3 +222,22 @@ def test_a_forged_path_is_refused(tmp_path: Path, path: bytes) -> None:
         fill(tmp_path / "kept", target)
     assert list(target.iterdir()) == []
     assert os.listdir(tmp_path / "new") == ["home"]
+
+
+@pytest.mark.parametrize(("count", "length"), [(64, 1 << 20), (600, 1 << 16)])
+def test_a_forged_record_is_refused_before_it_is_read(tmp_path: Path, count: int, length: int) -> None:
+    """However large it says that it is, little of it comes into memory."""
+    with open(tmp_path / "kept", "wb") as file:
+        file.write(b"sandboxkit files 1\n" + b"d" + struct.pack("!H", count))
+        for _ in range(count):
+            file.write(struct.pack("!I", length))
+            file.seek(length, os.SEEK_CUR)  # a hole: a forger needs no disk for it
+        file.truncate()
+    (tmp_path / "home").mkdir()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ArchiveError, match="damaged"):
+            fill(tmp_path / "kept", tmp_path / "home")
+        assert tracemalloc.get_traced_memory()[1] < 24 << 20
+    finally:
+        tracemalloc.stop()

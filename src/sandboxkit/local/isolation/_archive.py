@@ -38,6 +38,9 @@ DEEPEST = 256
 CHUNK = 1 << 20
 LONGEST_FIELD = 1 << 20
 MOST_ATTRIBUTES = 256
+MOST_FIELDS = 5 + 2 * MOST_ATTRIBUTES
+LONGEST_RECORD = 20 << 20
+"""Bytes of all its fields. As many attributes as there may be have 17 MiB, with names and values as long as can be."""
 DIGEST = hashlib.sha256().digest_size
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -287,11 +290,15 @@ class _Source:
     def record(self) -> tuple[bytes, list[bytes]]:
         kind = self.read(1)
         (count,) = struct.unpack("!H", self.read(2))
+        if count > MOST_FIELDS:
+            raise ArchiveError("what was kept is damaged: a record with too many fields")
         fields = []
+        left = LONGEST_RECORD
         for _ in range(count):
             (length,) = struct.unpack("!I", self.read(4))
-            if length > LONGEST_FIELD:
-                raise ArchiveError("what was kept is damaged: a field is too long")
+            left -= length
+            if length > LONGEST_FIELD or left < 0:
+                raise ArchiveError("what was kept is damaged: a record that is too long")
             fields.append(self.read(length))
         return kind, fields
 
