@@ -171,8 +171,8 @@ def test_another_engines_env_file_stays(start: Any, tools: Any) -> None:
 
 
 def inside(run: Any, tools: Any) -> dict[str, int]:
-    """The processes of the only sandbox: bubblewrap outside, its init, the agent (on gVisor, whose programs have no life
-    of their own on the host, its kernel)."""
+    """The processes of the only sandbox: bubblewrap outside, its init, the agent (on gVisor, whose programs have no
+    life of their own on the host, its kernel)."""
     if os.environ["SANDBOXKIT_ISOLATION"] == "gvisor":
         below = sorted(tools.descendants(run.pid))
         [init] = [pid for pid in below if len(namespaced(pid)) == 2 and namespaced(pid)[-1] == 1]

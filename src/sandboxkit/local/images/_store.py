@@ -24,6 +24,7 @@ from urllib.parse import quote, unquote
 
 from sandboxkit.local._config import engine_uid
 from sandboxkit.local.images import _manifest
+from sandboxkit.local.images._as_owner import do_as_owner
 from sandboxkit.local.images._cache import (
     TEMPORARY,
     find_layer,
@@ -90,7 +91,8 @@ class Store:
     """One user's store beneath `home`. Methods block for a few file system calls, unless they say otherwise."""
 
     def __init__(self, home: Path, *, uid: int | None = None) -> None:
-        self.root = home / "built" / str(engine_uid() if uid is None else uid)
+        self._uid = engine_uid() if uid is None else uid
+        self.root = home / "built" / str(self._uid)
 
     # -- layers ---------------------------------------------------------------------------------------------------
 
@@ -256,14 +258,19 @@ class Store:
     # -- room -----------------------------------------------------------------------------------------------------
 
     def prune(self, keep_bytes: int) -> int:
-        """Remove uploads, and layers that nobody holds, least recently used first; returns the bytes."""
-        freed = 0
-        for path in (self.root / "files").glob("*"):
-            with contextlib.suppress(OSError):
-                freed += path.stat().st_blocks * 512
-                path.unlink()
-        return freed + prune_layers(self.root, keep_bytes=keep_bytes)
+        """Remove uploads, and layers that nobody holds, least recently used first; returns the bytes. Root does so as
+        the store's user."""
+        return do_as_owner(self.root, self._uid, lambda root: _prune(root, keep_bytes))
 
     def free(self) -> int:
         """Bytes that are free on its disk."""
         return shutil.disk_usage(self.root).free
+
+
+def _prune(root: Path, keep_bytes: int) -> int:
+    freed = 0
+    for path in (root / "files").glob("*"):
+        with contextlib.suppress(OSError):
+            freed += path.lstat().st_blocks * 512
+            path.unlink()
+    return freed + prune_layers(root, keep_bytes=keep_bytes)

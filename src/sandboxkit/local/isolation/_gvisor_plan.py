@@ -32,7 +32,8 @@ OVERHEAD = 96 * 1024 * 1024
 """Bytes of runsc's own processes, on top of what the sandbox may use."""
 TASKS_EACH, TASKS_OURS = 16, 160
 """Tasks of the host for each process inside, and those of runsc's own. A thread of gVisor's kernel keeps one in each
-program that it has run: a process that sleeps has 3, one that calls the kernel all the time 12, however many there are."""
+program that it has run: a process that sleeps has 3, one that calls the kernel all the time 12, however many there
+are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
