@@ -134,7 +134,7 @@ REAL: dict[str, tuple[str, dict[str, str], dict[str, object]]] = {
         'template_name = "vite"\nstart_cmd = "npm run dev"\ndockerfile = "Dockerfile"\n',
         {
             "Dockerfile": "FROM node:20 AS build\nRUN npm ci\nFROM node:20-slim\nCOPY package*.json ./\n"
-            "RUN --mount=type=cache,target=/root/.npm npm install\n",
+            "RUN --mount=type=cache,target=/cache npm install\n",
             "package.json": '{"scripts": {"dev": "vite --host --port 4321"}, "dependencies": {"react": "18"}, '
             '"devDependencies": {"vite": "5", "@vitejs/plugin-react": "4"}}',
         },
