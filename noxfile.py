@@ -18,7 +18,15 @@ nox.options.sessions = ["lint", "types", "sync", "tests"]
 
 
 # What tests of the full tier use besides: the packages of those whom we say to fit.
-OTHERS = ("anthropic", "fastapi", "google-genai", "openai", "openapi-spec-validator", "schemathesis")
+OTHERS = (
+    "anthropic",
+    "fastapi",
+    "google-genai",
+    "openai",
+    "openapi-spec-validator",
+    "schemathesis",
+    "websockets",
+)
 
 
 @nox.session
