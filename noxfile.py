@@ -17,6 +17,18 @@ nox.options.reuse_venv = "yes"
 nox.options.sessions = ["lint", "types", "sync", "tests"]
 
 
+# What tests of the full tier use besides: the packages of those whom we say to fit.
+OTHERS = (
+    "anthropic",
+    "fastapi",
+    "google-genai",
+    "openai",
+    "openapi-spec-validator",
+    "schemathesis",
+    "websockets",
+)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style, formatting, and who may import what."""
@@ -50,7 +62,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def full(session: nox.Session) -> None:
     """Everything, with long Hypothesis profiles; run before a capability is called done."""
-    session.install("-e", ".[test]")
+    session.install("-e", ".[test]", *OTHERS)
     session.run("pytest", "--full", *session.posargs, env={"HYPOTHESIS_PROFILE": "full"})
     if not session.posargs:
         gvisor(session)

@@ -121,12 +121,14 @@ class Template:
         """Read a template from the older form of E2B's templates: an `e2b.toml`, and the Dockerfile beside it.
 
         Name, start command, CPUs and memory are the file's; language and libraries are told by the Dockerfile's base
-        and by what it installs; the port and the main file by the start command. It is not registered by this.
+        and by what it installs, by name or from the requirements.txt or package.json beside it; the port and the main
+        file by the start command, or the script that it is; the ready path by the URL in `ready_cmd`, where one is. A
+        template that starts E2B's own interpreter runs code, and has none of these. It is not registered by this.
 
         Args:
             path: of the `e2b.toml`.
             file: the main file, where the start command does not say it.
-            port: where its app answers, where neither the start command nor EXPOSE says it.
+            port: where its app answers, where neither the two commands nor EXPOSE say it.
 
         Raises:
             ConfigurationError: a file is missing or malformed, a value is out of range, or the main file or the port
@@ -153,7 +155,7 @@ class Template:
                 port=at,
                 install=found.install,
                 start=found.start,
-                ready="/" if at is not None else None,
+                ready=None if at is None else found.ready or "/",
                 cpu=2 if found.cpu is None else found.cpu,
                 memory_mb=2048 if found.memory_mb is None else found.memory_mb,
             )

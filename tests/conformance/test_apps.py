@@ -91,7 +91,7 @@ def processes(session: Session) -> str:
     return session.run_command("cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '").stdout
 
 
-def test_a_fragment_becomes_a_url_that_answers(session: Session) -> None:
+def test_w8_a_fragment_becomes_a_url_that_answers(session: Session) -> None:
     """The result's URL answers at once; the log, a stop and a restart work, and the steps are told."""
     events: list[Event] = []
     result = session.run(fragment(), on_event=events.append)
@@ -238,7 +238,7 @@ def test_a_broken_fragment_says_what_is_wrong_and_leaves_nothing(session: Sessio
     assert get(done.app.url) == (200, "better")
 
 
-def test_an_installation_that_never_ends_is_stopped(engine: Endpoint, pool: SandboxPool) -> None:
+def test_w7_an_installation_that_never_ends_is_stopped(engine: Endpoint, pool: SandboxPool) -> None:
     """TimeoutPolicy.install holds; its processes are gone, and the error has what it said."""
     endless = "import time, sys\nprint('looking', flush=True)\ntime.sleep(1000)"
     with (
@@ -252,7 +252,7 @@ def test_an_installation_that_never_ends_is_stopped(engine: Endpoint, pool: Sand
         assert "installer" not in processes(session)
 
 
-def test_an_installation_streams_its_log_and_happens_once(session: Session) -> None:
+def test_w7_an_installation_streams_its_log_and_happens_once(session: Session) -> None:
     """Lines come while it runs, in order; the arguments are the requirements; a second run installs nothing."""
     installer = "import sys, time\nfor word in sys.argv[1:]:\n    print('got', word, flush=True)\n    time.sleep(0.4)"
     wanted = fragment(dependencies=["numpy>=1", "a; python_version<'4'"], files={"installer.py": installer})
@@ -285,7 +285,7 @@ def test_leaving_a_stream_ends_the_installation(session: Session) -> None:
     assert "server.py" not in processes(session)
 
 
-def test_a_command_of_the_fragments_own_needs_permission(session: Session) -> None:
+def test_w7_a_command_of_the_fragments_own_needs_permission(session: Session) -> None:
     """Without it nothing is written; with it the line runs, by a shell."""
     wanted = Fragment.model_validate(
         {

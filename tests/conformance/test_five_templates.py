@@ -122,7 +122,7 @@ def test_more_can_be_installed(running: tuple[Template, Any], options: dict[str,
 
 
 @pytest.mark.parametrize("name", APPS)
-def test_what_the_registry_lists_is_installed(name: str, options: dict[str, Any]) -> None:
+def test_w14_what_the_registry_lists_is_installed(name: str, options: dict[str, Any]) -> None:
     """Each library of template.json is in the built template, at the version that the template pins."""
     template = Template.get(name)
     found = versions(images.find(name), template.libraries)
@@ -170,8 +170,8 @@ def test_node_is_new_enough(name: str, options: dict[str, Any]) -> None:
     assert tuple(int(part) for part in version[1:].split(".")[:2]) >= (22, 19)
 
 
-def test_a_wrong_registry_entry_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
-    """W14: a library that is listed and not installed fails the build's check, by name."""
+def test_w14_a_wrong_registry_entry_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    """A library that is listed and not installed fails the build's check, by name."""
     from sandboxkit.cli._build import check_libraries
     from sandboxkit.errors import TemplateBuildFailed
 

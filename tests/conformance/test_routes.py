@@ -45,3 +45,34 @@ async def test_a_fragment_over_http(engine: Endpoint) -> None:
             assert (await client.get(f"{at}/logs", headers={"x-user": "bob"})).status_code == 404
             assert (await client.delete(at)).status_code == 204
             assert (await client.get(f"{at}/files")).status_code == 404
+
+
+async def test_w10_no_link_leads_out(engine: Endpoint) -> None:
+    """A link that the code has made is followed to nothing outside: not for reading, not for writing, not in the tree,
+    not by the next fragment's files, and not as a directory on the way."""
+    code = (
+        "import os\nos.symlink('/etc/passwd', 'file')\nos.symlink('/', 'root')\nos.symlink('/tmp/out', 'away')\n"
+        "os.mkdir('/tmp/out')"
+    )
+    async with AsyncSandboxPool(endpoint=engine) as pool:
+        transport = httpx.ASGITransport(app=routes(pool, authorize=who))
+        alice = {"x-user": "alice"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://app", headers=alice, timeout=50) as client:
+            done = await client.post(
+                "/api/sandbox", json={"fragment": {"template": "code-interpreter-v1", "code": code}}
+            )
+            assert done.json()["execution"]["error"] is None
+            at = f"/api/sandbox/{done.json()['sandbox_id']}/files"
+            for path in ("file", "root/etc/passwd", "away/x"):
+                for answer in (
+                    await client.get(f"{at}/content", params={"path": path}),
+                    await client.post(f"{at}/content", json={"path": path, "content": "evil"}),
+                ):
+                    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "link_escape"), path
+            nodes = {node["name"]: node for node in (await client.get(at)).json()["files"]}
+            assert all(nodes[name]["children"] == [] for name in ("file", "root", "away"))
+            fragment = {"template": "code-interpreter-v1", "files": {"away/x": "evil", "script.py": "1"}}
+            assert (await client.post("/api/sandbox", json={"fragment": fragment})).status_code == 403
+            fragment = {"template": "code-interpreter-v1", "code": "import os; os.listdir('/tmp/out')"}
+            done = await client.post("/api/sandbox", json={"fragment": fragment})
+            assert done.json()["execution"]["results"][0]["text"] == "[]"

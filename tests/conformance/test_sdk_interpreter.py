@@ -105,6 +105,15 @@ def test_the_interpreter_is_the_user_in_its_home(sandbox: Sandbox) -> None:
     assert base in ("/opt/sandboxkit/python", "/usr")  # the system's own Python needs no other place
 
 
+def test_the_kernel_is_the_python_that_its_modules_were_made_for(sandbox: Sandbox) -> None:
+    """A kernel forked from a zygote is the interpreter that a command would start, not one of the machine's that has
+    the same name; so the modules in C that belong to it load."""
+    code = "import ctypes, os, sqlite3, ssl, sys\nprint(sys.version)\nassert 'LD_ORIGIN_PATH' not in os.environ"
+    execution = sandbox.run_code(code)
+    assert execution.error is None, execution.error
+    assert execution.logs.stdout == [sandbox.commands.run("python3 -c 'import sys; print(sys.version)'").stdout]
+
+
 def test_the_kernel_hides_itself_and_its_wire(sandbox: Sandbox) -> None:
     """Children of the code inherit no descriptor of ours, and cannot read the kernel's memory."""
     code = "import subprocess; subprocess.run(['ls', '/proc/self/fd'], capture_output=True, text=True).stdout.split()"

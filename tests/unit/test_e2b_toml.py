@@ -75,6 +75,112 @@ def test_what_is_not_said_can_be_given(tmp_path: Path) -> None:
     assert (found.file, found.port) == ("main.rb", 4567)
 
 
+# As people have them: each with what lies beside it, and what is read from it.
+REAL: dict[str, tuple[str, dict[str, str], dict[str, object]]] = {
+    "a next app whose start command is a script": (
+        'team_id = "t"\nstart_cmd = "/compile_page.sh"\ndockerfile = "e2b.Dockerfile"\ntemplate_name = "nextjs"\n',
+        {
+            "e2b.Dockerfile": "FROM node:21-slim\n\nRUN apt-get update && apt-get install -y curl && apt-get clean\n"
+            "COPY compile_page.sh /compile_page.sh\nRUN chmod +x /compile_page.sh\nWORKDIR /home/user/app\n"
+            'RUN npx --yes create-next-app@14.2.20 . --ts --no-eslint --import-alias "@/*" --no-app --no-src-dir\n'
+            "RUN npx shadcn@2.1.7 init -d && npx shadcn@2.1.7 add --all\nRUN npm install posthog-js\n"
+            "RUN mv /home/user/app/* /home/user/ && rm -rf /home/user/app\n",
+            "compile_page.sh": "#!/bin/bash\nfunction ping_server() {\n"
+            '  response=$(curl -s -o /dev/null -w "%{http_code}" "http://localhost:3000")\n'
+            '  while [[ ${response} -ne 200 ]]; do sleep 0.1; response=$(curl -s "http://localhost:3000"); done\n}\n'
+            "ping_server &\ncd /home/user && npx next dev --turbo\n",
+        },
+        {
+            "file": "pages/index.tsx",
+            "port": 3000,
+            "language": "javascript",
+            "install": "npm install",
+            "libraries": ("next", "react", "react-dom", "posthog-js"),
+        },
+    ),
+    "the app router, on an image that got node later": (
+        'template_name = "n"\nstart_cmd = "cd /home/user && npx next"\nmemory_mb = 4_096',
+        {
+            "e2b.Dockerfile": "FROM ubuntu:22.04\nRUN curl -fsSL https://deb.example.org/setup_21.x | bash - && \\\n"
+            "    apt-get install -y nodejs\nRUN npx create-next-app@latest . --ts --tailwind --app --no-src-dir\n"
+        },
+        {"file": "app/page.tsx", "port": 3000, "language": "javascript", "memory_mb": 4096},
+    ),
+    "packages on top of the interpreter": (
+        'template_id = "kw1"\nstart_cmd = "/root\x2f.jupyter/start-up.sh"\ncpu_count = 2\nmemory_mb = 1_024\n',
+        {
+            "e2b.Dockerfile": "FROM e2bdev/code-interpreter:latest\nCOPY requirements.txt /tmp/\n"
+            "RUN pip install --no-cache-dir -r /tmp/requirements.txt\nRUN npm install -g typescript\n",
+            "requirements.txt": "# what we use\nifcopenshell==0.8.0\npandas>=2 ; python_version > '3.8'\n\n"
+            "-r more.txt\nhttps://example.org/x.whl\n./local\nscikit-learn[extra]~=1.5\n",
+        },
+        {
+            "file": "script.py",
+            "port": None,
+            "start": None,
+            "ready": None,
+            "language": "python",
+            "install": "pip install",
+            "libraries": ("ifcopenshell", "pandas", "scikit-learn"),
+        },
+    ),
+    "an api with uvicorn and a ready command": (
+        'template_name = "api"\nstart_cmd = "cd /home/user && uvicorn app.main:app --host 0.0.0.0 --port 8080"\n'
+        'ready_cmd = "curl -sf http://localhost:8080/healthz"\n',
+        {"e2b.Dockerfile": 'FROM python:3.11\nRUN ["pip", "install", "fastapi", "uvicorn[standard]"]\n'},
+        {"file": "app/main.py", "port": 8080, "ready": "/healthz", "libraries": ("fastapi", "uvicorn")},
+    ),
+    "a vite app that package.json starts": (
+        'template_name = "vite"\nstart_cmd = "npm run dev"\ndockerfile = "Dockerfile"\n',
+        {
+            "Dockerfile": "FROM node:20 AS build\nRUN npm ci\nFROM node:20-slim\nCOPY package*.json ./\n"
+            "RUN --mount=type=cache,target=/cache npm install\n",
+            "package.json": '{"scripts": {"dev": "vite --host --port 4321"}, "dependencies": {"react": "18"}, '
+            '"devDependencies": {"vite": "5", "@vitejs/plugin-react": "4"}}',
+        },
+        {"port": 4321, "libraries": ("react", "vite", "@vitejs/plugin-react"), "language": "javascript"},
+    ),
+    "nuxt": (
+        'team_id = "t"\nstart_cmd = "cd /home/user && npx nuxi dev"\ntemplate_name = "vue-developer"\n',
+        {"e2b.Dockerfile": "FROM node:21-slim\nRUN npx nuxi@latest init . --packageManager=npm --gitInit=no -f\n"},
+        {"file": "app.vue", "port": 3000, "libraries": ("nuxt", "vue")},
+    ),
+    "flask by gunicorn, with lines of windows": (
+        'template_name = "flask"\r\nstart_cmd = "gunicorn -w 4 -b 0.0.0.0:9000 wsgi:app"\r\n',
+        {"e2b.Dockerfile": "FROM python:3.12-slim\r\nRUN pip install \\\r\n  flask \\\r\n  gunicorn\r\n"},
+        {"file": "wsgi.py", "port": 9000, "libraries": ("flask", "gunicorn")},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("start", "file", "port"),
+    [
+        ("flask --app server run --host 0.0.0.0", "server.py", 5000),
+        ("cd /home/user && gradio app.py", "app.py", 7860),
+        ("gunicorn -b localhost:8001 pkg.web:create_app", "pkg/web.py", 8001),
+        ("PORT=4000 python main.py", "main.py", 4000),
+        ("sudo uvicorn main:app --reload", "main.py", 8000),
+    ],
+)
+def test_what_a_start_command_says(tmp_path: Path, start: str, file: str, port: int) -> None:
+    """The file and the port of the usual servers."""
+    found = Template.from_e2b_toml(write(tmp_path, f'template_name = "x"\nstart_cmd = "{start}"\n', PYTHON))
+    assert (found.file, found.port) == (file, port)
+
+
+@pytest.mark.parametrize("kind", REAL)
+def test_templates_as_people_have_them(tmp_path: Path, kind: str) -> None:
+    """What the two files say, and what lies beside them, is read; nothing has to be said again."""
+    toml, beside, expected = REAL[kind]
+    (tmp_path / "e2b.toml").write_bytes(toml.encode())
+    for name, text in beside.items():
+        (tmp_path / name).write_bytes(text.encode())
+    file = None if "file" in expected else "src/App.jsx"
+    found = Template.from_e2b_toml(tmp_path / "e2b.toml", file=file)
+    assert {name: getattr(found, name) for name in expected} == expected
+
+
 @pytest.mark.parametrize(
     ("toml", "dockerfile", "says"),
     [

@@ -184,3 +184,16 @@ def test_security_promises_name_tests_that_exist(repository: Path) -> None:
         assert named, row
         for name in named:
             assert (repository / name).exists(), name
+
+
+def test_each_weakness_of_what_this_replaces_has_its_test(repository: Path) -> None:
+    """W1 to W16, the defects of the application that this library replaces: each is in the name of a test at least."""
+    names = re.compile(r"^(?:async )?def test_((?:w\d+_)+)", re.MULTILINE)
+    found = {
+        int(one[1:])
+        for name, text in texts(repository)
+        if name.parts[0] == "tests"
+        for match in names.finditer(text)
+        for one in match[1].rstrip("_").split("_")
+    }
+    assert found == set(range(1, 17))

@@ -41,7 +41,7 @@ def test_the_library_has_five(place: Path) -> None:
 
 
 @pytest.mark.parametrize("name", APPS)
-def test_the_definition_and_the_registry_agree(place: Path, name: str) -> None:
+def test_w14_the_definition_and_the_registry_agree(place: Path, name: str) -> None:
     """The engine can build it, and the start command, port and readiness are those that the registry tells."""
     entry = Template.get(name)
     sent, found = definition_of(place / name)
@@ -67,7 +67,7 @@ def test_ready_means_an_answer(place: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NODE)
-def test_manifests_are_exact(place: Path, name: str) -> None:
+def test_w14_manifests_are_exact(place: Path, name: str) -> None:
     """Every version is pinned; there is no lock file, which would lack other platforms' binaries; Next's has no
     `type`, with which Turbopack answers 500 for ever."""
     skeleton = place / name / "skeleton"

@@ -94,7 +94,7 @@ async def test_variables_stay_for_the_next_fragment(stage: Stage) -> None:
     assert result.execution.text == "21"
 
 
-async def test_all_files_are_there_before_the_main_one_runs(stage: Stage) -> None:
+async def test_w6_all_files_are_there_before_the_main_one_runs(stage: Stage) -> None:
     """Of several files every one is written first, and only the named one is run, as one cell."""
     files = {
         "main.py": "len(open('/home/user/data/a.txt').read())",
@@ -248,7 +248,7 @@ async def test_what_is_there_is_not_written_again(stage: Stage) -> None:
     assert written == ["/home/user/script.py"] * 2
 
 
-async def test_a_failed_write_runs_nothing(stage: Stage) -> None:
+async def test_w6_a_failed_write_runs_nothing(stage: Stage) -> None:
     """When a file cannot be written the fragment stops with that error, and no code runs."""
     files = {"a.txt": "x" * 2 * 1024 * 1024, "main.py": "open('/home/user/ran', 'w')"}
     with pytest.raises(NoSpace):
@@ -298,7 +298,7 @@ async def test_a_result_survives_a_home_that_the_code_removed(stage: Stage) -> N
     assert result.execution.text == "2"
 
 
-async def test_an_app_that_answers_is_a_result(stage: Stage) -> None:
+async def test_w8_an_app_that_answers_is_a_result(stage: Stage) -> None:
     """An app that runs already, and answers, is not started; the result has where it is."""
     stage.sandbox.answers[8501] = 404
     result = await stage.run(Fragment(template="app", code="x"), template=APP)

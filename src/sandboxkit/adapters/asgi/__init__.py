@@ -1,8 +1,7 @@
 """The routes of a web app that runs fragments, on Starlette: `app = routes(pool, authorize=who)`.
 
-    async with AsyncSandboxPool() as pool:  # in the lifespan of the outer application
-        app.mount("/", routes(pool, authorize=who))
-        yield
+    pool = AsyncSandboxPool()  # opened and closed by the outer application's lifespan
+    app = Starlette(routes=[Mount("/", routes(pool, authorize=who))], lifespan=lifespan)
 
 The extra `server` has what this needs.
 """

@@ -36,6 +36,8 @@ _WHEN = {
     "507": "The sandbox's disk is full.",
 }
 _ALWAYS = ("401", "500", "502", "503")
+_OF_A_SANDBOX = ("list_files", "read_file", "write_file", "read_logs", "end_sandbox")
+"""The operations that take the id of a result."""
 
 
 def openapi(*, server: str = "/") -> dict[str, Any]:
@@ -48,6 +50,9 @@ def openapi(*, server: str = "/") -> dict[str, Any]:
     path = _parameter("path", "query", "Relative to the home directory, or absolute and below it.")
     run = _operation("run_fragment", "Carry a fragment out.", RunResult, "400 404 409 413 415 422 504 507", RunRequest)
     run["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    run["responses"]["200"]["links"] = {
+        name: {"operationId": name, "parameters": {"id": "$response.body#/sandbox_id"}} for name in _OF_A_SANDBOX
+    }
     read = _operation("read_file", "Read a file.", FileContent, "403 404 409 413 422")
     write = _operation("write_file", "Write a file.", FileWritten, "400 403 404 409 413 415 422 507", FileContent)
     end = _operation("end_sandbox", "End a sandbox, with all that is in it.", None, "404")

@@ -1,7 +1,7 @@
 """Forks ready agents into new boxes: load everything once, then fork for each box that the engine asks for.
 
 Runs outside every box, in the view of one (its files under the same names), as
-`/opt/sandboxkit/env/bin/python3 /opt/sandboxkit/agent/zygote.py kernel`, with an environment of three words that
+`/opt/sandboxkit/env/bin/python3 /opt/sandboxkit/agent/zygote.py kernel`, with an environment of four words that
 anybody may know, one socket as descriptor 3, and nothing else. Where there is no interpreter in the template, as
 `/opt/sandboxkit/python/bin/python3 -I -S /opt/sandboxkit/agent/zygote.py plain`, for agents alone.
 

@@ -33,7 +33,14 @@ ENTERED_WITHIN = 10.0
 STARTS = 5
 """Zygotes that may end, one after another, without having served a box, before the nursery is given up."""
 SAID = 2000
-ENVIRONMENT = {"PATH": f"{PREFIX}/env/bin:{BASE_PATH}", "HOME": HOME, "LANG": "C.UTF-8"}
+ENVIRONMENT = {
+    "PATH": f"{PREFIX}/env/bin:{BASE_PATH}",
+    "HOME": HOME,
+    "LANG": "C.UTF-8",
+    # A zygote has no /proc/self in its view, by which the loader learns what $ORIGIN is: without it a Python that looks
+    # for its library beside itself would take one of the same name from /usr/lib.
+    "LD_ORIGIN_PATH": f"{PREFIX}/python/bin",
+}
 """What the zygote is started with: nothing that is not the same for everybody."""
 CREDENTIALS = struct.Struct("3i")
 
