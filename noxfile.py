@@ -82,6 +82,13 @@ def gvisor(session: nox.Session) -> None:
 
 
 @nox.session
+def integrations(session: nox.Session) -> None:
+    """What agent frameworks make of E2B, made of the engine; their environments are made first, once and kept."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "--full", "tests/integrations", *session.posargs)
+
+
+@nox.session
 def mutation(session: nox.Session) -> None:
     """Change the pool's pure decisions in every small way, and see that a test notices (`-- --sample 300`)."""
     session.install("-e", ".[test]")

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import doctest
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-FENCE = re.compile(
-    r"(?:^<!-- not run: (?P<why>[^\n]*) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$"
-    r"(?:\n+(?:[^\n`]{1,60}:\n+)?```text\n(?P<shown>.*?)^```$)?",
-    re.MULTILINE | re.DOTALL,
-)
+from doc_blocks import Block, blocks
 
 WHY_NOT = {"needs an E2B account", "needs runsc", "downloads the whole environment again"}
 """The reasons for which a block may stay unrun."""
@@ -28,35 +21,17 @@ INSTALLS = ("uv run --extra", "python3 -m venv", "uvx nox")
 """Blocks that set a machine up: `.ci/run` runs the README's, which a test inside the suite cannot."""
 
 
-@dataclass(frozen=True)
-class Block:
-    page: str
-    line: int
-    language: str
-    text: str
-    shown: str | None
-    why_not: str | None
-
-
-def blocks() -> Iterator[Block]:
-    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    for page in pages:
-        content = page.read_text(encoding="utf-8")
-        for match in FENCE.finditer(content):
-            if match["language"] == "text":
-                continue
-            yield Block(
-                page=str(page.relative_to(ROOT)),
-                line=content.count("\n", 0, match.start("text")),
-                language=match["language"],
-                text=match["text"],
-                shown=match["shown"],
-                why_not=match["why"],
-            )
-
+IN_ENVIRONMENTS_OF_THEIR_OWN = "docs/how-to/frameworks/"
+"""The pages whose blocks `tests/integrations` runs."""
 
 BLOCKS = list(blocks())
-RUN = [block for block in BLOCKS if block.why_not is None and not block.text.startswith(INSTALLS)]
+RUN = [
+    block
+    for block in BLOCKS
+    if block.why_not is None
+    and not block.text.startswith(INSTALLS)
+    and not block.page.startswith(IN_ENVIRONMENTS_OF_THEIR_OWN)
+]
 
 
 def _id(block: Block) -> str:

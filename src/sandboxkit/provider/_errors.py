@@ -24,6 +24,7 @@ from e2b.exceptions import (
 )
 
 from sandboxkit.errors import (
+    AccessDenied,
     AuthenticationFailed,
     ConfigurationError,
     IsADirectory,
@@ -200,6 +201,8 @@ def files_error(
             return NotADirectory(f"{path}: not a directory on the way.", sandbox_id=sandbox_id, path=path)
         if "is a directory" in text:
             return IsADirectory(f"{path} is a directory.", sandbox_id=sandbox_id, path=path)
+        if "permission denied" in text or "read-only file system" in text:
+            return AccessDenied(f"The sandbox's user may not touch {path}.", sandbox_id=sandbox_id, path=path)
     if isinstance(error, e2b.NotFoundException):
         return NotFound(f"{path} was not found.", sandbox_id=sandbox_id, path=path)
     return translated(error, doing=doing, sandbox_id=sandbox_id, end_at=end_at)

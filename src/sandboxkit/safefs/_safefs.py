@@ -43,8 +43,8 @@ class AsyncSafeFS(Guard):
     """Files of one sandbox, confined to a root. Relative paths count from the root; all others have to lie below it.
 
     Every method refuses a path that leads out (`PathEscape`) or is none (`InvalidPath`) before any request is made.
-    Errors carry the path as it was given, as `.path`, and show it in ASCII. Any operation at `"checked"` and
-    `"enforced"` may raise LinkEscape and SpecialFile, at `"enforced"` also Changed, AccessDenied and
+    Errors carry the path as it was given, as `.path`, and show it in ASCII. Any operation at any level may raise
+    AccessDenied, at `"checked"` and `"enforced"` also LinkEscape and SpecialFile, at `"enforced"` also Changed and
     EnforcementUnavailable, besides what is said at the method.
 
     Args:

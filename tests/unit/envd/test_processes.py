@@ -344,6 +344,16 @@ def test_signals_reach_the_group(envd: Any, live: Callable[..., Any]) -> None:
     assert envd.end(rest)["exitCode"] == 9
 
 
+def test_a_command_leads_no_process_group(envd: Any) -> None:
+    """As under E2B, so that setsid(1) need not fork and its end is the program's; yet each has a group of its own."""
+    events = envd.bash("exec setsid sh -c 'echo $$; exec sh -c \"exit 7\"'")
+    assert int(envd.output(events)) == next(event["event"]["start"]["pid"] for event in events)
+    assert envd.end(events)["exitCode"] == 7
+    groups = [envd.output(envd.bash("cut -d' ' -f1,5 /proc/self/stat; echo $$")).split() for _ in range(2)]
+    assert all(pid != group != shell for pid, group, shell in groups)
+    assert groups[0][1] != groups[1][1]
+
+
 @pytest.mark.slow
 def test_a_kill_ends_promptly_although_children_escaped(envd: Any, live: Callable[..., Any]) -> None:
     """SIGKILL ends the stream at once, even when a child in a session of its own holds the pipe."""

@@ -88,6 +88,17 @@ def test_signed_urls_are_found_by_their_signature(shared_hollow: Any) -> None:
     assert (answer.status_code, answer.json()["code"]) == (401, 401)
 
 
+def test_a_token_alone_finds_its_sandbox(shared_hollow: Any) -> None:
+    """Without an id the sandbox is the one whose access token it is; for one that is gone, or nobody's, a 502."""
+    sandbox, other = shared_hollow.create(), shared_hollow.create()
+    headers = {"X-Access-Token": sandbox["envdAccessToken"]}
+    assert shared_hollow.client.get("/files?path=x", headers=headers).json()["sandbox"] == sandbox["sandboxID"]
+    shared_hollow.client.delete(f"/sandboxes/{sandbox['sandboxID']}")
+    assert shared_hollow.client.get("/health", headers=headers).status_code == 502
+    for guess in ("", "x", other["sandboxID"]):
+        assert shared_hollow.client.get("/health", headers={"X-Access-Token": guess}).status_code == 502
+
+
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_unsigned_urls_say_what_they_lack(shared_hollow: Any, method: str) -> None:
     """An upload or download URL without its signature is a 401 in envd's words, not a path that does not exist."""

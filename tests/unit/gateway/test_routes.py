@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandboxkit.local.gateway._routes import Denied, ToControl, ToSandbox, ToSignature, route
+from sandboxkit.local.gateway._routes import Denied, ToControl, ToHolder, ToSandbox, ToSignature, route
 
 
 def decide(host: str = "localhost:1234", path: str = "/v2/sandboxes", method: str = "GET", **headers: str) -> object:
@@ -86,6 +86,25 @@ def test_headers_name_a_sandbox() -> None:
     assert decide(e2b_sandbox_id="iabc") == ToSandbox("iabc", 49983)
     for port in ("x", "0", "65536", "", "-1", "٣"):
         assert isinstance(decide(e2b_sandbox_id="iabc", e2b_sandbox_port=port), Denied)
+
+
+def test_the_headers_of_an_old_connect_name_nobody() -> None:
+    """SDKs until 2.25 send the two headers along with `connect`: that alone is the control plane's, and only there."""
+    old = {"path": "/sandboxes/abc/connect", "method": "POST", "e2b_sandbox_id": "abc"}
+    assert decide(**old, e2b_sandbox_port="49983") == ToControl()
+    assert decide(**old) == ToControl()
+    assert decide(**old, e2b_sandbox_port="8000") == ToSandbox("abc", 8000)
+    assert decide(**old | {"method": "GET"}) == ToSandbox("abc", 49983)
+    assert decide(**old | {"path": "/sandboxes/abc/connect/x"}) == ToSandbox("abc", 49983)
+    assert decide("49983-abc.localhost:1234", **old) == ToSandbox("abc", 49983, "named")
+
+
+def test_a_token_alone_means_its_holder() -> None:
+    """After `connect`, SDKs until 2.25 send the access token and no id; with an id or a name, that is meant."""
+    assert decide(path="/files", x_access_token="t") == ToHolder("t")
+    assert decide(x_access_token="t", e2b_sandbox_id="abc") == ToSandbox("abc", 49983)
+    assert decide("3000-abc.localhost:1234", x_access_token="t") == ToSandbox("abc", 3000, "named")
+    assert "secret" not in repr(decide(x_access_token="secret"))
 
 
 def test_a_sandbox_host_wins_over_headers() -> None:

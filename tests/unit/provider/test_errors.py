@@ -94,6 +94,8 @@ def test_creating(message: str, status: int, ours: type[errors.SandboxkitError])
         (e2b.InvalidArgumentException("path '/a' is a directory"), errors.IsADirectory),
         (e2b.NotEnoughSpaceException("full"), errors.NoSpace),
         (e2b.SandboxException("mkdir: no space left on device"), errors.NoSpace),
+        (e2b.SandboxException("403: error opening file: Permission denied: /a"), errors.AccessDenied),
+        (e2b.SandboxException("Code.PERMISSION_DENIED: Read-only file system: /a"), errors.AccessDenied),
         (GONE, errors.SandboxNotFound),
         (e2b.AuthenticationException("no"), errors.AuthenticationFailed),
         (httpx.ReadError("dropped"), errors.ProviderUnavailable),

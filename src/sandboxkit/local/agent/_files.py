@@ -135,7 +135,7 @@ def open_file(path: bytes, flags: int, mode: int) -> int:
 
 
 def make_dir(path: bytes) -> bool:
-    """mkdir -p. False when it was there; ENOTDIR when something else is in the way."""
+    """mkdir -p. False when it was there; EEXIST when something else is there, ENOTDIR when it is on the way."""
     missing = []
     at = path.rstrip(b"/") or b"/"
     while True:
@@ -148,7 +148,7 @@ def make_dir(path: bytes) -> bool:
             at = os.path.dirname(at)
             continue
         if not stat.S_ISDIR(info.st_mode):
-            raise fail(errno.ENOTDIR, at)
+            raise fail(errno.EEXIST, at)
         break
     made = False
     for one in reversed(missing):

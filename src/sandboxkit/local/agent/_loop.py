@@ -70,7 +70,7 @@ class Agent:
         self.poll.register(sock.fileno(), select.EPOLLIN)
         self.children: dict[int, tuple[int, int]] = {}
         """pidfd -> (pid, request that started it)"""
-        self.pids: set[int] = set()
+        self.pids: dict[int, int] = {}
         self.unwatched: dict[int, int] = {}
         """pid -> request, where the kernel has no pidfds"""
         self.signalled = -1
@@ -256,11 +256,11 @@ class Agent:
     # programs
 
     def spawn(self, request: int, args: list[bytes], fds: list[int]) -> None:
-        """cwd, columns, rows (0 when no terminal), number of arguments, arguments, number of variables, NAME=value,
-        the descriptor numbers that the attached descriptors get."""
-        cwd, cols, rows, count = args[0], number(args[1]), number(args[2]), number(args[3])
-        argv = args[4 : 4 + count]
-        rest = args[4 + count :]
+        """cwd, columns, rows (0 when no terminal), whether it leads its group, number of arguments, arguments, number
+        of variables, NAME=value, the descriptor numbers that the attached descriptors get."""
+        cwd, (cols, rows, leads, count) = args[0], map(number, args[1:5])
+        argv = args[5 : 5 + count]
+        rest = args[5 + count :]
         count = number(rest[0])
         envs = dict(pair.split(b"=", 1) for pair in rest[1 : 1 + count])
         targets = [number(field) for field in rest[1 + count :]]
@@ -271,7 +271,8 @@ class Agent:
 
                 master, slave = os.openpty()
                 fcntl.ioctl(slave, TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
-            pid = _programs.spawn(self.rules, cwd, argv, envs, dict(zip(targets, fds, strict=True)), slave)
+            given = dict(zip(targets, fds, strict=True))
+            pid, self.pids[pid] = _programs.spawn(self.rules, cwd, argv, envs, given, tty=slave, leads=bool(leads))
             self.watch_child(pid, request)
             self.send(request, OK, [pid], (master,) if cols else ())
         finally:
@@ -281,7 +282,6 @@ class Agent:
 
     def watch_child(self, pid: int, request: int) -> None:
         """Have the end of a child reported, by a pidfd, or by SIGCHLD where the kernel has none."""
-        self.pids.add(pid)
         try:
             watch = os.pidfd_open(pid)
         except OSError as error:
@@ -323,7 +323,7 @@ class Agent:
 
     def ended(self, pid: int, request: int, status: int) -> None:
         """Report the end of a child that was taken."""
-        self.pids.discard(pid)
+        self.pids.pop(pid, None)
         code = os.waitstatus_to_exitcode(status)
         self.send(request, EXIT, [b"code" if code >= 0 else b"signal", abs(code)])
 
@@ -337,7 +337,7 @@ class Agent:
             return False
         try:
             if group:
-                os.killpg(pid, signum)
+                os.killpg(self.pids[pid], signum)
             else:
                 os.kill(pid, signum)
         except ProcessLookupError:

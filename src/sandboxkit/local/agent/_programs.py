@@ -9,7 +9,8 @@ import _signal  # type: ignore[import-not-found]
 import errno
 import os
 import resource
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 
 from ._codec import number, pack, unpack
 from ._files import fail
@@ -59,14 +60,46 @@ def lower(kind: int, value: int) -> None:
     resource.setrlimit(kind, (value, value))
 
 
-def spawn(rules: Rules, cwd: bytes, argv: list[bytes], envs: dict[bytes, bytes], fds: dict[int, int], tty: int) -> int:
-    """Start a program and return its pid once it really runs; OSError with the path that was at fault if not."""
+def spawn(
+    rules: Rules,
+    cwd: bytes,
+    argv: list[bytes],
+    envs: dict[bytes, bytes],
+    fds: dict[int, int],
+    *,
+    tty: int = -1,
+    leads: bool = True,
+) -> tuple[int, int]:
+    """Start a program and return its pid and its process group once it really runs; OSError with the path that was at
+    fault if not. It leads its group and a session, or else is in a group of its own that nobody leads."""
+    with nullcontext(0) if leads else _leaderless() as group:
+        pid = _start(rules, cwd, argv, envs, fds, tty, group)
+    return pid, group or pid
+
+
+@contextmanager
+def _leaderless() -> Iterator[int]:
+    """A process group that can be joined here. Its leader has ended, and is not taken before; after that the group's
+    number stays while somebody is in it."""
+    leader = os.fork()
+    if leader == 0:
+        os._exit(0)
+    try:
+        os.setpgid(leader, leader)
+        yield leader
+    finally:
+        os.waitpid(leader, 0)
+
+
+def _start(
+    rules: Rules, cwd: bytes, argv: list[bytes], envs: dict[bytes, bytes], fds: dict[int, int], tty: int, group: int
+) -> int:
     verdict, report = os.pipe()
     pid = os.fork()
     if pid == 0:
         path = cwd
         try:
-            become(rules, fds, tty)
+            become(rules, fds, tty, group)
             os.chdir(cwd)
             path = argv[0]
             if rules.can_fork_kernels and argv == KERNEL and 3 in fds and not _differs_at_start(envs):
@@ -101,9 +134,12 @@ def _differs_at_start(envs: dict[bytes, bytes]) -> bool:
     return fixed != ZYGOTES
 
 
-def become(rules: Rules, fds: dict[int, int], tty: int) -> None:
-    """In the child: a session of its own, its descriptors, its limits, default signals."""
-    os.setsid()
+def become(rules: Rules, fds: dict[int, int], tty: int, group: int) -> None:
+    """In the child: a session of its own or the group that it is to be in, its descriptors, limits, default signals."""
+    if group:
+        os.setpgid(0, group)
+    else:
+        os.setsid()
     if tty >= 0:
         import fcntl
 

@@ -12,10 +12,9 @@ import errno
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-
-from starlette.datastructures import QueryParams
 
 from sandboxkit.errors import SandboxkitError
 from sandboxkit.local._descriptors import are_short, means_exhausted
@@ -225,9 +224,9 @@ class Sandboxes:
         """Return the parts of one that is there, paused or not."""
         return self._live.get(sandbox_id)
 
-    def owner_of(self, query_params: QueryParams) -> str | None:
-        """Find the sandbox whose signature a URL of /files carries."""
-        found = (sandbox_id for sandbox_id, live in self._live.items() if live.envd.owns(query_params))
+    def find(self, is_meant: Callable[[Live], bool]) -> str | None:
+        """Find the sandbox that a request means which does not name it, by its secret. None when there is none."""
+        found = (sandbox_id for sandbox_id, live in self._live.items() if is_meant(live))
         return next(found, None)
 
     async def measure(self, sandbox_id: str) -> list[Sample]:

@@ -58,8 +58,10 @@ class FilesystemService:
         try:
             made = await self._agent.make_dir(path)
         except AgentError as error:
-            if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            if error.errno == errno.EEXIST:
                 raise invalid(f"path already exists but it is not a directory: {error.path or path}") from None
+            if error.errno == errno.ENOTDIR:
+                raise from_agent(error, "error getting file info") from None
             raise
         if not made:
             raise ConnectError("already_exists", f"directory already exists: {path}")

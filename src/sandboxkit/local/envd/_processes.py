@@ -344,8 +344,9 @@ class Processes:
             return Running(command, process, self._agent, outputs=outputs, stdin=None, terminal=keys)
         pipes = Pipes(stdin=stdin)
         try:
+            # As under E2B's envd it leads no group: setsid(1) would fork there, and report the end of nothing.
             process = await self._agent.spawn(
-                argv, envs=base | dict(command.envs), cwd=command.directory, fds=pipes.far
+                argv, envs=base | dict(command.envs), cwd=command.directory, fds=pipes.far, leads=False
             )
             outputs = {
                 "stdout": Output(pipes.take(1), chunk=CHUNK["stdout"]),

@@ -25,7 +25,7 @@ from sandboxkit.local._log import log
 from sandboxkit.local._sandbox import ENVD_PORT, INTERPRETER_PORT
 from sandboxkit.local.control._parts import Live, Receive, Send
 from sandboxkit.local.control._sandboxes import Sandboxes
-from sandboxkit.local.gateway._routes import Denied, Moved, Route, ToControl, ToSandbox, ToSignature, route
+from sandboxkit.local.gateway._routes import Denied, Moved, Route, ToControl, ToHolder, ToSandbox, ToSignature, route
 from sandboxkit.local.gateway.preview._previews import CutOff, Gone, Previews
 from sandboxkit.local.isolation._base import AgentLost
 
@@ -79,6 +79,9 @@ class Gateway:
                     await self._to_sandbox(meant, scope, receive, watched)
                 case ToSignature():
                     await self._to_signer(scope, receive, watched)
+                case ToHolder():
+                    sandbox_id = self._holder(meant.token)
+                    await self._to_sandbox(ToSandbox(sandbox_id, ENVD_PORT), scope, receive, watched)
         except AgentLost:
             if sandbox_id is not None:
                 self._sandboxes.lost(sandbox_id)
@@ -163,8 +166,15 @@ class Gateway:
             return None
         return answers.token_refused(meant.sandbox_id, is_missing=not given)
 
+    def _holder(self, token: str) -> str:
+        """The sandbox of this token; of no name where it is one of a sandbox that is gone, or a guess."""
+        given = token.encode()
+        found = self._sandboxes.find(lambda live: hmac.compare_digest(given, live.settings.access_token.encode()))
+        return found or ""
+
     async def _to_signer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        owner = self._sandboxes.owner_of(QueryParams(scope["query_string"]))
+        query = QueryParams(scope["query_string"])
+        owner = self._sandboxes.find(lambda live: live.envd.owns(query))
         if owner is None:
             # The same answer for a wrong signature and for a sandbox that is gone: a signature is all there is.
             refusal = answers.error(401, "invalid signature", error_code="unauthorized")

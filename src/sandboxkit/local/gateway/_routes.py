@@ -8,9 +8,11 @@ Rules, in this order:
    long as it only reads: a signed download link must work wherever it is shown.
 3. A Host of the form `<port>-<sandbox>.<domain>` means that sandbox. Its headers cannot change that, since a page
    that the sandbox serves runs under this very name.
-4. Else the headers `E2b-Sandbox-Id` and `E2b-Sandbox-Port` name the sandbox.
-5. Else `/files` means the sandbox whose signature the query carries; without a signature it is refused, as envd does.
-6. Else the control plane is meant.
+4. Else the headers `E2b-Sandbox-Id` and `E2b-Sandbox-Port` name the sandbox. Python SDKs until 2.25 send them with
+   `connect`, too, which is the control plane's: that path, at the port of E2B's own API, passes to rule 7.
+5. Else an `X-Access-Token` names the sandbox whose token it is: after `connect`, those SDKs send nothing more.
+6. Else `/files` means the sandbox whose signature the query carries; without a signature it is refused, as envd does.
+7. Else the control plane is meant.
 
 A loopback port that belongs to one port of one sandbox (`route_loopback`) has rules of its own: it is for programs on
 this machine. Its Host is an address or `localhost` with that very port; other pages are refused as above; and a page
@@ -23,7 +25,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from sandboxkit.local._sandbox import ENVD_PORT
@@ -31,6 +33,7 @@ from sandboxkit.local._sandbox import ENVD_PORT
 _HOST = re.compile(r"(?P<name>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:(?P<port>[0-9]{1,5}))?")
 _SANDBOX_NAME = re.compile(r"(?P<port>[0-9]{1,5})-(?P<id>[a-z0-9]+)")
 _PORT = re.compile(r"[0-9]{1,5}")
+_CONNECT = re.compile(r"/sandboxes/[a-z0-9]+/connect")
 _ID_SHOWN = 64
 
 Door = Literal["named", "headers", "loopback"]
@@ -49,6 +52,13 @@ class ToSandbox:
 @dataclass(frozen=True, slots=True)
 class ToSignature:
     """The sandbox is meant whose signature the query carries."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToHolder:
+    """The sandbox is meant whose access token this is."""
+
+    token: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +82,7 @@ class Moved:
     location: str
 
 
-Route = ToSandbox | ToSignature | ToControl | Denied | Moved
+Route = ToSandbox | ToSignature | ToHolder | ToControl | Denied | Moved
 
 
 def route(
@@ -96,7 +106,12 @@ def route(
         if meant is not None:
             return _to_sandbox(meant["id"], meant["port"], "named")
     if "e2b-sandbox-id" in headers:
-        return _to_sandbox(headers["e2b-sandbox-id"], headers.get("e2b-sandbox-port", str(ENVD_PORT)), "headers")
+        port = headers.get("e2b-sandbox-port", str(ENVD_PORT))
+        if port == str(ENVD_PORT) and method == "POST" and _CONNECT.fullmatch(path):
+            return ToControl()
+        return _to_sandbox(headers["e2b-sandbox-id"], port, "headers")
+    if "x-access-token" in headers:
+        return ToHolder(headers["x-access-token"])
     if path == "/files":
         return ToSignature() if signed else Denied(401, "missing signature query parameter", "unauthorized")
     return ToControl()

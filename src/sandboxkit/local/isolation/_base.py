@@ -117,7 +117,7 @@ class WatchEvent:
 
 
 class Process(Protocol):
-    """A process started by `Agent.spawn`, leader of its own session and process group."""
+    """A process started by `Agent.spawn`, in a process group of its own."""
 
     pid: int
     """As seen inside the box."""
@@ -140,11 +140,12 @@ class Agent(Protocol):
         envs: Mapping[str, str],
         cwd: str,
         fds: Mapping[int, int],
+        leads: bool = True,
     ) -> Process:
         """Run a program. `envs` is its whole environment. `fds` maps descriptor numbers in the child (0, 1, 2, 3...)
         to descriptors of the caller, which stay the caller's; 0-2 that are not named are /dev/null. They are pipes,
         sockets or terminals: what else there is, such as files, is AgentError EOPNOTSUPP over frames, which also make
-        them non-blocking.
+        them non-blocking. It leads its process group and a session of its own; without `leads` nobody leads its group.
         `argv[0]` is looked up on `envs["PATH"]`. AgentError ENOENT with path=cwd when the directory is missing."""
 
     async def spawn_pty(
@@ -184,7 +185,7 @@ class Agent(Protocol):
         for, at most 100,000 of them (AgentError E2BIG past that). ENOTDIR for a file."""
 
     async def make_dir(self, path: str) -> bool:
-        """mkdir -p. False when the directory was there. ENOTDIR when a file is in the way."""
+        """mkdir -p. False when the directory was there. EEXIST when a file is there, ENOTDIR when one is on the way."""
 
     async def rename(self, source: str, target: str) -> None:
         """Rename, making the target's missing parents."""

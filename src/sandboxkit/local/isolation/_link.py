@@ -9,8 +9,9 @@ Descriptors ride on the last packet of their message (SCM_RIGHTS), at most 16.
 
     request      fields                                                              answer
     HELLO        processes, open files, bytes of data (0 = any), nice                agent's pid
-    SPAWN        cwd, columns, rows (0, 0 = no terminal), n, n arguments,            pid; the terminal's master
-                 m, m of NAME=value, the numbers that the attached descriptors get
+    SPAWN        cwd, columns, rows (0, 0 = no terminal), 1 = leads its group, n,    pid; the terminal's master
+                 n arguments, m, m of NAME=value,
+                 the numbers that the attached descriptors get
     SIGNAL       pid, signal, 1 = its group                                          1, or 0 when there is none
     OPEN         path, flags, mode                                                   a regular file
     STAT         path                                                                one entry
@@ -116,12 +117,12 @@ class AgentLink:
         await self._channel.ask(wire.HELLO, [processes, open_files, data, nice])
 
     async def spawn(
-        self, argv: Sequence[str], *, envs: Mapping[str, str], cwd: str, fds: Mapping[int, int]
+        self, argv: Sequence[str], *, envs: Mapping[str, str], cwd: str, fds: Mapping[int, int], leads: bool = True
     ) -> AgentProcess:
         """Run a program; see `_base.Agent.spawn`."""
         if any(not 0 <= target < 64 for target in fds) or len(fds) > wire.MAX_FDS:
             raise ValueError(f"descriptors {sorted(fds)}: at most {wire.MAX_FDS}, numbered 0 to 63")
-        process, _ = await self._start(argv, envs, cwd, (0, 0), fds)
+        process, _ = await self._start(argv, envs, cwd, (0, 0), fds, leads)
         return process
 
     async def spawn_pty(
@@ -129,7 +130,7 @@ class AgentLink:
     ) -> tuple[AgentProcess, int]:
         """Run a program on a new terminal; see `_base.Agent.spawn_pty`."""
         size = (min(max(cols, 1), 65535), min(max(rows, 1), 65535))
-        process, got = await self._start(argv, envs, cwd, size, {})
+        process, got = await self._start(argv, envs, cwd, size, {}, leads=True)
         return process, got[0]
 
     async def signal(self, pid: int, signum: int, *, group: bool = True) -> bool:
@@ -295,6 +296,7 @@ class AgentLink:
         cwd: str,
         size: tuple[int, int],
         fds: Mapping[int, int],
+        leads: bool,
     ) -> tuple[AgentProcess, Sequence[int]]:
         """Send SPAWN. Cancelled while it waits, the program is killed as soon as its pid is known."""
         if not argv:
@@ -302,7 +304,8 @@ class AgentLink:
         if any("=" in name or not name for name in envs):
             raise AgentError(errno.EINVAL, "a variable's name is empty or has '=' in it")
         pairs = [to_bytes(f"{name}={value}") for name, value in envs.items()]
-        fields: list[bytes | int] = [to_bytes(cwd), *size, len(argv), *map(to_bytes, argv), len(pairs), *pairs, *fds]
+        words: list[bytes | int] = [len(argv), *map(to_bytes, argv), len(pairs), *pairs]
+        fields: list[bytes | int] = [to_bytes(cwd), *size, int(leads), *words, *fds]
         terminal = size != (0, 0)
         told, got, status = await self._channel.start(
             fields,
