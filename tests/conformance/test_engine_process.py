@@ -280,7 +280,7 @@ def test_the_env_file_is_whole_private_and_gone_at_the_end(
     assert served.stdout.readline() == "ready\n"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     lines = dict(line.split("=", 1) for line in file.read_text().splitlines())
-    assert set(lines) == {"E2B_API_KEY", "E2B_API_URL", "E2B_SANDBOX_URL"}
+    assert set(lines) == {"E2B_API_KEY", "E2B_API_URL", "E2B_SANDBOX_URL", "E2B_VOLUME_API_URL"}
     key, url = (lines[name].strip("'") for name in ("E2B_API_KEY", "E2B_API_URL"))
     assert key.startswith("e2b_")
     assert len(key) == 44

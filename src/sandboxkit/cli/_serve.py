@@ -19,7 +19,7 @@ from sandboxkit.errors import EngineUnavailable
 @click.option(
     "--env-file",
     type=click.Path(dir_okay=False),
-    help="Write E2B_API_KEY, E2B_API_URL and E2B_SANDBOX_URL here (mode 0600) once requests are answered.",
+    help="Write the variables for E2B's SDKs here (mode 0600) once requests are answered.",
 )
 @click.option(
     "--isolation",
@@ -59,7 +59,7 @@ from sandboxkit.errors import EngineUnavailable
     "--keep/--no-keep",
     default=True,
     show_default=True,
-    help="Keep paused sandboxes and snapshots on disk for the next engine.",
+    help="Keep paused sandboxes, snapshots and volumes on disk for the next engine.",
 )
 @click.option(
     "--keep-max",
@@ -68,6 +68,14 @@ from sandboxkit.errors import EngineUnavailable
     type=click.IntRange(1),
     metavar="MIB",
     help="MiB that all kept files together may take.",
+)
+@click.option(
+    "--volume-max",
+    default=10_240,
+    show_default=True,
+    type=click.IntRange(1),
+    metavar="MIB",
+    help="MiB that one volume may take; sandboxes that fill one are ended.",
 )
 @click.option(
     "--zygote/--no-zygote",
@@ -86,11 +94,12 @@ def serve(
     warm: int,
     keep: bool,
     keep_max: int,
+    volume_max: int,
     zygote: bool,
 ) -> None:
     """Run the local engine until Ctrl-C, for any E2B client.
 
-    E2B's own SDKs talk to it once the three variables are exported. They are printed, or written to --env-file; the
+    E2B's own SDKs talk to it once four variables are exported. They are printed, or written to --env-file; the
     key is new at each start.
     """
     if sys.platform != "linux":
@@ -111,6 +120,7 @@ def serve(
         warm_from_start=True,
         keep=keep,
         keep_bytes=keep_max * 1024 * 1024,
+        volume_bytes=volume_max * 1024 * 1024,
     )
 
     def announce(endpoint: Endpoint) -> None:
@@ -122,6 +132,7 @@ def serve(
             ("E2B_API_KEY", endpoint.api_key),
             ("E2B_API_URL", endpoint.api_url),
             ("E2B_SANDBOX_URL", endpoint.sandbox_url),
+            ("E2B_VOLUME_API_URL", endpoint.api_url),
         ):
             click.echo(f"export {name}='{value}'")
         sys.stdout.flush()

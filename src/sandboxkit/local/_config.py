@@ -29,7 +29,7 @@ class EngineConfig:
     Attributes:
         host: address to listen on; loopback unless said otherwise.
         port: port to listen on; 0 takes a free one.
-        env_file: where to write the three variables for E2B's SDKs once the engine answers; None writes nothing.
+        env_file: where to write the variables for E2B's SDKs once the engine answers; None writes nothing.
         isolation: what makes the boxes; `auto` is bubblewrap. `gvisor` needs runsc, on the PATH or named by
             SANDBOXKIT_RUNSC.
         zygote: fork agents and interpreters from one loaded process for each template, where that works; otherwise,
@@ -52,6 +52,8 @@ class EngineConfig:
         keep: paused sandboxes and snapshots outlive the engine, and the next one with this `state_root` has them; one
             engine at a time. Else snapshots end with the engine, and so do paused sandboxes.
         keep_bytes: what all kept files together may take on disk.
+        volume_bytes: what one volume may take on disk; sandboxes that fill one are ended. Volumes outlive the engine as
+            paused sandboxes do.
         keep_for: how long after its pause a sandbox is given back at an engine's start.
         strict: refuse what would lose a sandbox's memory where nobody has said that its files are enough.
         log_level: the least level that is written to standard error.
@@ -77,6 +79,7 @@ class EngineConfig:
     keep: bool = False
     keep_bytes: int = 10 * 1024 * 1024 * 1024
     keep_for: float = 30.0 * DAY
+    volume_bytes: int = 10 * 1024 * 1024 * 1024
     strict: bool = False
     log_level: LogLevel = "info"
 
@@ -103,7 +106,7 @@ class EngineConfig:
             raise ConfigurationError(
                 f"warm={self.warm!r}: a number from 0 to max_sandboxes={self.max_sandboxes} is needed."
             )
-        for name in ("keep_bytes", "keep_for"):
+        for name in ("keep_bytes", "keep_for", "volume_bytes"):
             if getattr(self, name) <= 0:
                 raise ConfigurationError(f"{name}={getattr(self, name)!r}: a positive number is needed.")
         if self.shutdown_timeout <= 0:

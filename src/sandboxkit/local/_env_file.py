@@ -66,6 +66,7 @@ class EnvFile:
             "E2B_API_KEY": endpoint.api_key,
             "E2B_API_URL": endpoint.api_url,
             "E2B_SANDBOX_URL": endpoint.sandbox_url,
+            "E2B_VOLUME_API_URL": endpoint.api_url,
         }
         try:
             self._line.sendall("".join(f"{name}='{value}'\n" for name, value in values.items()).encode())

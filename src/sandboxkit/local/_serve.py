@@ -43,6 +43,8 @@ from sandboxkit.local.control._store import Store as KeptStore
 from sandboxkit.local.control._store import open_store
 from sandboxkit.local.control._template_routes import TemplateRoutes
 from sandboxkit.local.control._templates import BuiltTemplates, Templates
+from sandboxkit.local.control.volumes._volumes import Volumes
+from sandboxkit.local.control.volumes._watch import watch
 from sandboxkit.local.gateway._gateway import Gateway, by_host
 from sandboxkit.local.gateway._listener import Server, bind, listen_too, server
 from sandboxkit.local.gateway.egress._dialler import Dialler
@@ -181,7 +183,8 @@ class Engine:
         """Start, call `on_ready` once requests are answered, answer until told to end, end."""
         started = time.monotonic()
         await self._isolation.start()
-        recipes = Recipes(config=self._config, templates=self._templates, indexes=self._indexes)
+        volumes = Volumes(self._kept.volumes, most=self._config.volume_bytes, new_id=_new_id, new_token=_new_token)
+        recipes = Recipes(config=self._config, templates=self._templates, indexes=self._indexes, volumes=volumes)
         closed_ports = {self._listener.getsockname()[1]}
         way_out = WayOut(Dialler(closed_ports=closed_ports), self._indexes)
         sandboxes = Sandboxes(
@@ -222,7 +225,11 @@ class Engine:
         http = server(gateway(router=by_host(any_address=not _is_loopback(self._config.host))))
         previews.serve_by(lambda router, listener: listen_too(gateway(router=router), listener, http.server_state))
         serving = asyncio.create_task(http.serve(sockets=[self._listener]), name="http")
+        watching = asyncio.create_task(
+            watch(volumes, sandboxes, most_sandboxes=self._config.max_sandboxes), name="volumes"
+        )
         try:
+            volumes.start()
             snapshots.start()
             sandboxes.start()
             if self._config.warm_from_start:
@@ -240,6 +247,7 @@ class Engine:
             await asyncio.wait([ending, serving], return_when=asyncio.FIRST_COMPLETED)
             ending.cancel()
         finally:
+            watching.cancel()
             await self._shut_down(sandboxes, snapshots, builds, http, serving)
             serving.cancel()
 

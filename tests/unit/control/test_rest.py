@@ -234,5 +234,6 @@ def test_every_route_of_the_sdk_is_answered_on_purpose(shared_hollow: Any, metho
             "sandbox_not_found",
             "template_not_found",
             "no_such_build",
+            "volume_not_found",
             "unsupported_option",
         ), answer.text

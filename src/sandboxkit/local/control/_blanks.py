@@ -51,7 +51,13 @@ def kind_of(wanted: Wanted, recipe: Recipe) -> Kind:
 
 def box_spec(box_id: str, wanted: Wanted, recipe: Recipe) -> BoxSpec:
     """What the isolation is told about a sandbox's box, pre-booted or not."""
-    return BoxSpec(box_id=box_id, layers=recipe.layers, overlays=recipe.overlays, limits=wanted.limits)
+    return BoxSpec(
+        box_id=box_id,
+        layers=recipe.layers,
+        overlays=recipe.overlays,
+        volumes=recipe.volumes,
+        limits=wanted.limits,
+    )
 
 
 @dataclass(frozen=True, slots=True)

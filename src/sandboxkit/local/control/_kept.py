@@ -13,6 +13,7 @@ from typing import Any
 
 from sandboxkit.local.control._network import Network, NetworkRequest
 from sandboxkit.local.control._states import Sandbox, State, Wanted
+from sandboxkit.local.control.volumes._rules import Mounted
 from sandboxkit.local.isolation._base import Limits
 
 FORM = 1
@@ -67,6 +68,7 @@ def write_sandbox(sandbox: Sandbox, *, memory: bool) -> Record:
         memory: its memory was to be kept, so that it is lost where the files are used.
     """
     wanted = {one.name: getattr(sandbox.wanted, one.name) for one in fields(Wanted) if one.name not in NOT_KEPT}
+    wanted |= {"volumes": [asdict(one) for one in sandbox.wanted.volumes]}
     wanted |= {"limits": asdict(sandbox.wanted.limits), "metadata": dict(sandbox.wanted.metadata)}
     wanted |= {"envs": dict(sandbox.wanted.envs), "asked_network": asdict(sandbox.wanted.network.asked)}
     return {
@@ -88,6 +90,7 @@ def read_sandbox(record: Record, *, new_token: Callable[[], str]) -> Sandbox:
         for name in ("allow", "deny"):
             asked[name] = None if asked[name] is None else tuple(asked[name])
         said["limits"] = Limits(**said["limits"])
+        said["volumes"] = tuple(Mounted(**one) for one in said.get("volumes", ()))
         wanted = Wanted(fingerprint="", network=Network(asked=NetworkRequest(**asked)), **said)
         return Sandbox(
             sandbox_id=_key(record["sandbox_id"]),

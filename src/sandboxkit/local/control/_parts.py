@@ -94,6 +94,7 @@ class Recipe:
     workdir: str = HOME
     start: str = ""
     ready: str = ""
+    volumes: tuple[Layer, ...] = ()
     files: Path | None = None
     """What `Box.save` wrote, where the box starts with such."""
 

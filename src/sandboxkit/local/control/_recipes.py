@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sandboxkit.errors import TemplateNotBuilt, TemplateNotFound
 from sandboxkit.local._config import EngineConfig
 from sandboxkit.local.control._network import Network, NetworkRequest, check_request, decide, wants_packages
@@ -9,6 +11,8 @@ from sandboxkit.local.control._parts import Recipe
 from sandboxkit.local.control._refusals import Refused
 from sandboxkit.local.control._states import Wanted
 from sandboxkit.local.control._templates import Templates
+from sandboxkit.local.control.volumes._rules import Mounted
+from sandboxkit.local.control.volumes._volumes import Volumes
 from sandboxkit.local.images import BuiltTemplate
 from sandboxkit.local.indexes import KnownIndexes
 
@@ -16,10 +20,11 @@ from sandboxkit.local.indexes import KnownIndexes
 class Recipes:
     """What this engine makes sandboxes of."""
 
-    def __init__(self, *, config: EngineConfig, templates: Templates, indexes: KnownIndexes) -> None:
+    def __init__(self, *, config: EngineConfig, templates: Templates, indexes: KnownIndexes, volumes: Volumes) -> None:
         self._config = config
         self._templates = templates
         self._indexes = indexes
+        self.volumes = volumes
 
     def known(self) -> tuple[str, ...]:
         """Name the templates, built or not."""
@@ -48,7 +53,13 @@ class Recipes:
         """What one that was made before is made of now: the template may have been built anew, and this engine may
         allow less than the one that made it. Refused: as for `template` and `network`."""
         template = self.template(wanted.built_from or wanted.template_id)
-        return await self.network(wanted.network.asked), recipe_of(template)
+        network = await self.network(wanted.network.asked)
+        return network, await self.with_volumes(recipe_of(template), wanted.volumes)
+
+    async def with_volumes(self, recipe: Recipe, mounted: tuple[Mounted, ...]) -> Recipe:
+        """Add volumes to it. Refused: 404 where one is not there any more, 507 for a full one."""
+        await self.volumes.check_room(mounted)
+        return replace(recipe, volumes=self.volumes.layers(mounted))
 
 
 def recipe_of(template: BuiltTemplate) -> Recipe:

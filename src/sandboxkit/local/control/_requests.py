@@ -20,6 +20,7 @@ from sandboxkit.local._sandbox import ENVD_PORT, INTERPRETER_PORT
 from sandboxkit.local.control._network import NetworkRequest
 from sandboxkit.local.control._refusals import bad_request, unsupported
 from sandboxkit.local.control._registry import PAGE_LIMIT, Query
+from sandboxkit.local.control.volumes._rules import Wish, read_mounts
 
 V1_DEFAULT_TIMEOUT = 15
 """Seconds that a v1 create without a timeout gets; those clients always name one."""
@@ -52,6 +53,7 @@ class CreateRequest:
     network: NetworkRequest
     public_traffic: bool = True
     mask_host: str | None = None
+    volumes: tuple[Wish, ...] = ()
     idempotency_key: str | None
     fingerprint: str
 
@@ -100,6 +102,7 @@ def read_create(
         network=_network(fields.pop("allow_internet_access", None), network, always_asks=always_asks),
         public_traffic=public_traffic,
         mask_host=mask_host,
+        volumes=read_mounts(fields.pop("volumeMounts", None)),
         idempotency_key=_idempotency_key(headers.get("idempotency-key")),
         fingerprint=hashlib.sha256(json.dumps([dialect, body], sort_keys=True).encode()).hexdigest(),
     )
@@ -110,7 +113,6 @@ def read_create(
     if iam not in (None, {}, {"tokens": {}}):
         raise unsupported("iam", "there are no workload identities on this machine")
     _refuse_if_asked(fields, "mcp", "there is no MCP gateway yet")
-    _refuse_if_asked(fields, "volumeMounts", "there are no volumes yet")
     refuse_unknown(fields)
     return request
 

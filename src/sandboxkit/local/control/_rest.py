@@ -32,6 +32,7 @@ from sandboxkit.local.control._sandboxes import Sandboxes
 from sandboxkit.local.control._snapshots import Snapshots
 from sandboxkit.local.control._template_routes import TemplateRoutes
 from sandboxkit.local.control._templates import Templates
+from sandboxkit.local.control.volumes._routes import VolumeRoutes
 from sandboxkit.local.images import OWN, BuiltTemplate
 from sandboxkit.local.isolation._base import LimitInForce, Limits
 
@@ -50,10 +51,6 @@ UNSUPPORTED: dict[tuple[str, str], str] = {
     ("PATCH", "/v2/templates/{id}"): "updating templates",
     ("GET", "/templates/{id}/tags/groups"): "template tags",
     ("GET", "/templates/{id}/tags/{tag}/assignments"): "template tags",
-    ("GET", "/volumes"): "volumes",
-    ("POST", "/volumes"): "volumes",
-    ("GET", "/volumes/{id}"): "volumes",
-    ("DELETE", "/volumes/{id}"): "volumes",
     ("GET", "/secrets"): "secrets",
     ("POST", "/secrets"): "secrets",
     ("GET", "/secrets/{id}"): "secrets",
@@ -99,6 +96,7 @@ class RestApi:
             created=self._created,
             read=_body,
         )
+        volumes = VolumeRoutes(self._recipes.volumes, read=_body)
         routes: list[tuple[str, str, Handler]] = [
             ("POST", "/v2/sandboxes", self._creator("v2")),
             ("POST", "/sandboxes", self._creator("v1")),
@@ -113,6 +111,7 @@ class RestApi:
             ("PUT", "/sandboxes/{id}/network", self._set_network),
             *self._more,
             *self._template_routes.guarded(),
+            *volumes.guarded(),
             *((method, path, _refuser(what)) for (method, path), what in UNSUPPORTED.items()),
             *lives.routes(),
         ]
@@ -120,7 +119,10 @@ class RestApi:
             routes=[
                 Route("/health", _health, methods=["GET"]),
                 *(Route(path, self._guarded(handler), methods=[method]) for method, path, handler in routes),
-                *(Route(path, handler, methods=[method]) for method, path, handler in self._template_routes.open()),
+                *(
+                    Route(path, handler, methods=[method])
+                    for method, path, handler in (*self._template_routes.open(), *volumes.open())
+                ),
             ],
             exception_handlers={HTTPException: _unknown_route, Refused: _refused},
         )
@@ -151,7 +153,9 @@ class RestApi:
             name = requests.template_name(wish.template)
             snapshot = None if name in self._templates.known() else self._snapshots.find(wish.template)
             template = self._recipes.template(wish.template if snapshot is None else snapshot.built_from)
+            volumes = self._recipes.volumes.wanted(wish.volumes)
             wanted, recipe = _as_wanted(template, wish, await self._recipes.network(wish.network))
+            wanted, recipe = replace(wanted, volumes=volumes), await self._recipes.with_volumes(recipe, volumes)
             if snapshot is not None:
                 wanted, recipe = _from_snapshot(wanted, snapshot), self._snapshots.recipe(snapshot, recipe)
             sandbox = await self._sandboxes.create(wanted, recipe)
@@ -328,7 +332,9 @@ def _ingress(sandbox: Sandbox) -> JSON:
 
 def _listed(sandbox: Sandbox) -> JSON:
     wanted = sandbox.wanted
+    volumes = {"volumeMounts": [{"name": one.name, "path": one.path} for one in wanted.volumes]}
     return {
+        **(volumes if wanted.volumes else {}),
         "templateID": wanted.template_id,
         "alias": wanted.alias,
         "sandboxID": sandbox.sandbox_id,

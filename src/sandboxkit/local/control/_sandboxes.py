@@ -104,7 +104,8 @@ class Sandboxes:
                 are left; 500 if the box could not be made.
         """
         # From here to `claim` nothing else runs: the blank that gives the id is the one that is claimed.
-        blank = self._blanks.next(kind_of(wanted, recipe)) if recipe.files is None else None
+        is_plain = recipe.files is None and not recipe.volumes  # a blank holds nobody's data
+        blank = self._blanks.next(kind_of(wanted, recipe)) if is_plain else None
         decision = self._registry.create(wanted, _now(), sandbox_id=blank.sandbox_id if blank is not None else None)
         sandbox_id = decision.sandbox.sandbox_id
         if isinstance(decision, Make):
@@ -166,10 +167,10 @@ class Sandboxes:
         self._changed.set()
         return sandbox
 
-    def lost(self, sandbox_id: str) -> None:
+    def lost(self, sandbox_id: str, reason: str = "agent lost") -> None:
         """Note that its agent is gone or talks nonsense: it is killed, and is gone for everybody at once."""
         if self._registry.end(sandbox_id):
-            self._end(sandbox_id, "agent lost")
+            self._end(sandbox_id, reason)
 
     async def aclose(self) -> None:
         """Make no more and end all. Idempotent; the caller bounds it."""

@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Literal
 
 from sandboxkit.local.control._network import Network
+from sandboxkit.local.control.volumes._rules import Mounted
 from sandboxkit.local.isolation._base import Limits
 
 PAGE_LIMIT = 100
@@ -68,6 +69,7 @@ class Wanted:
     """Requests to its ports need no token."""
     mask_host: str | None = None
     """What its servers see as the Host."""
+    volumes: tuple[Mounted, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -121,6 +121,11 @@ class Store:
                 path.unlink(missing_ok=True)
         return list(found.items())
 
+    @property
+    def volumes(self) -> Path:
+        """Where volumes lie; they live as long as what is kept."""
+        return self._root / "volumes"
+
     def used(self) -> int:
         """Bytes in all that is kept."""
         return sum(draft.size for draft in self._kept.values())

@@ -305,6 +305,8 @@ class BoxSpec:
     overlays: tuple[Overlay, ...] = ()
     kept: str | None = None
     """A host directory, empty, for what overlays with an `upper` keep. No limit but its file system's bounds it."""
+    volumes: tuple[Layer, ...] = ()
+    """Directories of the host that the box may write to as they are. No limit but their file system's bounds them."""
     skeleton: str | None = None
     """A host directory copied into the home at the start."""
     limits: Limits = Limits()

@@ -129,7 +129,7 @@ class BubblewrapBox:
             _runtime.mount_writable(runtime, str(at / place), lowers=lowers, upper=str(upper), work=str(work))
             if overlay.target != HOME:
                 writable.append(Layer(source=str(runtime / at / place), target=overlay.target))
-        self.writable = tuple(writable)
+        self.writable = (*writable, *_runtime.bind_volumes(self._directory, self._spec.volumes))
         if self._spec.skeleton is not None:
             shutil.copytree(self._spec.skeleton, self._directory / "home", symlinks=True, dirs_exist_ok=True)
 

@@ -86,7 +86,8 @@ class GvisorIsolation:
 
     async def create(self, spec: BoxSpec) -> GvisorBox:
         """Make a box; see `_base.Isolation.create`. EngineUnavailable where it does not start, ValueError for a
-        `box_id` that is not 1-64 letters, digits, `-` and `_`, or that is in use, UnsupportedOption for overlays."""
+        `box_id` that is not 1-64 letters, digits, `-` and `_`, or that is in use, UnsupportedOption for overlays
+        and volumes."""
         if not BOX_ID.fullmatch(spec.box_id) or spec.box_id in self._boxes:
             raise ValueError(f"box_id {spec.box_id!r} is malformed or in use")
         if self._bwrap is None or self._closed:
@@ -95,6 +96,10 @@ class GvisorIsolation:
             raise UnsupportedOption(
                 "A template with files of its own is not supported on gVisor; use bubblewrap (isolation='auto').",
                 option="template",
+            )
+        if spec.volumes:
+            raise UnsupportedOption(
+                "Volumes are not supported on gVisor; use bubblewrap (isolation='auto').", option="volumeMounts"
             )
         if spec.files is not None:
             raise Unkeepable("with isolation 'gvisor' a sandbox cannot start with the files of another")

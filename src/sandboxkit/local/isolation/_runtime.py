@@ -19,12 +19,13 @@ import os
 import py_compile
 import shutil
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sandboxkit.errors import IsolationUnavailable
 from sandboxkit.local.isolation import _kernel
 from sandboxkit.local.isolation._argv import HostRoot
-from sandboxkit.local.isolation._base import PREFIX, UID, USER
+from sandboxkit.local.isolation._base import PREFIX, UID, USER, Layer
 from sandboxkit.local.isolation._elf import relocate
 
 COPIED_FROM_ETC = (
@@ -120,6 +121,15 @@ def mount_writable(runtime: Path, target: str, *, lowers: tuple[str, ...], upper
     """
     options = f"lowerdir={':'.join(lowers)},upperdir={upper},workdir={work},userxattr"
     _kernel.mount("overlay", str(runtime / target), "overlay", _kernel.MS_NOSUID | _kernel.MS_NODEV, options)
+
+
+def bind_volumes(directory: Path, volumes: Iterable[Layer]) -> Iterator[Layer]:
+    """Bind directories of the host below a box's own, for the box to write to."""
+    for number, volume in enumerate(volumes):
+        bound = directory / f"volume-{number}"
+        bound.mkdir()
+        _kernel.mount(volume.source, str(bound), None, _kernel.MS_BIND)
+        yield Layer(source=str(bound), target=volume.target)
 
 
 def _build_agent(target: Path) -> None:
