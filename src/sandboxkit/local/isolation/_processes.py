@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICKS = os.sysconf("SC_CLK_TCK")
+EXITING = 4
+"""The kernel's PF_EXITING."""
 NAMELESS = (b"/dev/zero", b"/SYSV", b"/memfd:")
 """How maps show memory that is shared and lies in no file."""
 
@@ -40,6 +42,15 @@ def processes_of(init: int) -> list[int]:
     if wanted is None:
         return []
     return [pid for pid in all_pids() if namespace_of(pid) == wanted]
+
+
+def is_ending(pid: int) -> bool:
+    """Whether a process is on its way out or gone: an init takes all others with it before its own end shows."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return bool(int(file.read().rpartition(b")")[2].split()[6]) & EXITING)
+    except OSError:
+        return True
 
 
 def resident(pid: int) -> int:
