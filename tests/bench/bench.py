@@ -73,12 +73,10 @@ def box_with_bare_python(repeat: int) -> float:
                     python=str(python),
                     nothing=os.devnull,
                     layers=(),
-                    seccomp_fd=seccomp,
-                    info_fd=info,
-                    block_fd=block,
                     **{name: str(place) for name, place in places.items()},
                 )
-                arguments = _memory("\0".join([*_argv.arguments(plan), ""]).encode())
+                words = _argv.arguments(plan, seccomp_fd=seccomp, info_fd=info, block_fd=block)
+                arguments = _memory("\0".join([*words, ""]).encode())
                 command = [bwrap, "--args", str(arguments), _argv.command(0)[0], "-I", "-S", "-c", "print(1)"]
                 done = subprocess.run(
                     command, env={}, pass_fds=(seccomp, info, block, arguments), stdout=subprocess.PIPE, check=True

@@ -77,7 +77,7 @@ RUIN = {
     "stop then kill": "os.kill(AGENT, signal.SIGSTOP); os.kill(AGENT, signal.SIGKILL)",
     "memory of pid 1": """
 with open('/proc/1/maps') as file:
-    start, end = next(line for line in file if 'r-xp' in line and 'bwrap' in line).split()[0].split('-')
+    start, end = next(line for line in file if 'r-xp' in line).split()[0].split('-')
 fd = os.open('/proc/1/mem', os.O_RDWR)
 os.pwrite(fd, b'\\xcc' * (int(end, 16) - int(start, 16)), int(start, 16))
 os.kill(AGENT, signal.SIGKILL)

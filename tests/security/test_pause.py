@@ -180,14 +180,14 @@ async def lost_in_between(isolation: Any) -> dict[str, Any]:
             answers.append("lost")
     other = await isolation.create(small("dies"))
     await other.pause()
-    signal.pidfd_send_signal(other._outer_fd, signal.SIGKILL)
+    signal.pidfd_send_signal(other._init_fd, signal.SIGKILL)
     async with asyncio.timeout(10):
         end = await asyncio.shield(other.ended)
     return {"first": first, "answers": answers, "end": end.reason}
 
 
 def test_a_box_that_ends_meanwhile_is_lost(box_runner: Callable[..., Any]) -> None:
-    """Pausing or resuming a box that ended is `AgentLost`; a paused one whose bubblewrap dies ends as any other."""
+    """Pausing or resuming a box that ended is `AgentLost`; a paused one whose first process dies ends as any other."""
     told = box_runner(lost_in_between)
     assert told["first"] in ("lost", "paused before it was killed")
     assert (told["answers"], told["end"]) == (["lost", "lost"], "engine")

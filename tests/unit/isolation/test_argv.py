@@ -16,9 +16,6 @@ PLAN = Plan(
     tmp="/mnt/boxes/i1/tmp",
     shm="/mnt/boxes/i1/shm",
     layers=(Layer(source="/mnt/layers/0", target="/opt/sandboxkit/env"),),
-    seccomp_fd=7,
-    info_fd=8,
-    block_fd=9,
 )
 
 
@@ -29,7 +26,7 @@ def pairs(words: list[str], flag: str, count: int) -> list[tuple[str, ...]]:
 
 def test_every_namespace_and_no_privilege() -> None:
     """All namespaces are new, no further one can be made, no capability is left, and the filter is installed."""
-    words = arguments(PLAN)
+    words = arguments(PLAN, seccomp_fd=7, info_fd=8, block_fd=9)
     needed = {"--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session", "--clearenv"}
     assert needed <= set(words)
     assert pairs(words, "--cap-drop", 1) == [("ALL",)]
@@ -41,14 +38,14 @@ def test_every_namespace_and_no_privilege() -> None:
 
 def test_nothing_shared_is_kept() -> None:
     """No flag gives a namespace, a capability or the host's own /dev or /proc back."""
-    words = arguments(PLAN)
+    words = arguments(PLAN, seccomp_fd=7, info_fd=8, block_fd=9)
     for flag in ("--share-net", "--cap-add", "--dev-bind", "--dev-bind-try", "--userns", "--pidns", "--keep-userns"):
         assert flag not in words
 
 
 def test_only_three_places_are_writable() -> None:
     """The only writable binds are /tmp, /dev/shm and the home; /etc is never the host's."""
-    words = arguments(PLAN)
+    words = arguments(PLAN, seccomp_fd=7, info_fd=8, block_fd=9)
     assert pairs(words, "--bind", 2) == [
         ("/mnt/boxes/i1/tmp", "/tmp"),
         ("/mnt/boxes/i1/shm", "/dev/shm"),
@@ -61,20 +58,20 @@ def test_only_three_places_are_writable() -> None:
 
 def test_sealed_last() -> None:
     """/dev and / become read-only after everything that is put into them."""
-    words = arguments(PLAN)
+    words = arguments(PLAN, seccomp_fd=7, info_fd=8, block_fd=9)
     assert words[-6:] == ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/home/user"]
 
 
 def test_host_root_is_followed() -> None:
     """Links of the host's root are made as they are there, and directories that are none are bound."""
-    words = arguments(PLAN)
+    words = arguments(PLAN, seccomp_fd=7, info_fd=8, block_fd=9)
     assert pairs(words, "--symlink", 2) == [("usr/bin", "/bin"), ("usr/lib64", "/lib64")]
     assert ("/sbin", "/sbin") in pairs(words, "--ro-bind", 2)
 
 
 def test_layers_come_after_our_prefix() -> None:
     """Layers are read-only and bound after the directory that they lie in was made."""
-    words = arguments(PLAN)
+    words = arguments(PLAN, seccomp_fd=7, info_fd=8, block_fd=9)
     assert ("/mnt/layers/0", "/opt/sandboxkit/env") in pairs(words, "--ro-bind", 2)
     assert words.index("/opt/sandboxkit") < words.index("/mnt/layers/0")
 

@@ -2,7 +2,7 @@
 
 They go to bubblewrap by `--args FD`, so that its command line, which can be read inside at /proc/1/cmdline, shows
 none of them. Order matters to bubblewrap: operations on the file system happen as they are named, and what makes
-/dev and / read-only comes after all that needs them writable.
+/dev and / read-only comes after all that needs them writable. A warden makes boxes from the same words (`_maker`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,8 @@ from sandboxkit.local.isolation._base import BASE_PATH, HOME, PREFIX, UID, Layer
 HOSTNAME = "sandbox"
 AGENT = f"{PREFIX}/agent"
 
-ARGS_FD, SECCOMP_FD, INFO_FD, BLOCK_FD = 3, 4, 5, 6
-"""Where a bubblewrap that a warden starts finds its descriptors. 0 and 7 are the ends of one pipe, for `HOLDER`."""
-HOLDER = "/usr/bin/cat"
-"""Keeps a box open that an agent will enter: it says that the box is complete by passing on the line that it finds in
-its input, and then waits for ever for more, since it holds the other end of that itself."""
-HELD = b"\n"
+HOLDER = ("/usr/bin/cat",)
+"""Keeps a box open that an agent will enter: it waits for ever for its input, whose other end it holds itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +34,7 @@ class HostRoot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One box: host paths (as the engine's namespace has them) and the descriptors that bubblewrap inherits."""
+    """What one box sees: host paths, as the engine's namespace has them."""
 
     root: HostRoot
     etc: str
@@ -54,16 +50,18 @@ class Plan:
     layers: tuple[Layer, ...]
     writable: tuple[Layer, ...] = ()
     """Further directories that may be written, over what was named before."""
-    seccomp_fd: int
-    info_fd: int
-    block_fd: int
     is_writable: bool = True
     """Whether home, /tmp and /dev/shm can be written: not in the view of a zygote."""
 
 
-def arguments(plan: Plan) -> list[str]:
+def arguments(plan: Plan, *, seccomp_fd: int, info_fd: int, block_fd: int) -> list[str]:
     """The arguments, to be joined by NUL and passed by descriptor; the command is not among them."""
-    return [*_privileges(plan), *_system(plan), *_ours(plan), *_writable(plan), *_seal()]
+    return [*_privileges(seccomp_fd, info_fd, block_fd), *file_system(plan)]
+
+
+def file_system(plan: Plan) -> list[str]:
+    """Those of them that say what is seen, and where the first program starts."""
+    return [*_system(plan), *_ours(plan), *_writable(plan), *_seal()]
 
 
 def command(agent_fd: int) -> list[str]:
@@ -71,18 +69,13 @@ def command(agent_fd: int) -> list[str]:
     return [f"{PREFIX}/python/bin/python3", "-I", "-S", f"{AGENT}/agent.py", str(agent_fd)]
 
 
-def holding_command() -> list[str]:
-    """bubblewrap's whole command line, for a box that an agent will enter."""
-    return ["bwrap", "--args", str(ARGS_FD), "--", HOLDER]
-
-
-def _privileges(plan: Plan) -> list[str]:
+def _privileges(seccomp_fd: int, info_fd: int, block_fd: int) -> list[str]:
     return [
         # --disable-userns needs --unshare-user to be said, although --unshare-all implies it.
         *("--unshare-all", "--unshare-user", "--disable-userns"),
         *("--uid", str(UID), "--gid", str(UID), "--hostname", HOSTNAME),
         *("--die-with-parent", "--new-session", "--cap-drop", "ALL"),
-        *("--seccomp", str(plan.seccomp_fd), "--info-fd", str(plan.info_fd), "--block-fd", str(plan.block_fd)),
+        *("--seccomp", str(seccomp_fd), "--info-fd", str(info_fd), "--block-fd", str(block_fd)),
         *("--clearenv", "--setenv", "PATH", BASE_PATH, "--setenv", "HOME", HOME, "--setenv", "LANG", "C.UTF-8"),
     ]
 

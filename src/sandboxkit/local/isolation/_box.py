@@ -3,11 +3,11 @@
     making ── the agent answered ──> live ── kill(), the agent lost, memory, the engine's death ──> ending ──> ended
 
 bubblewrap is three processes: the one that we start (outer), its child that is pid 1 inside (init), and the first
-program. Init is held by `--block-fd` until we have a pidfd on it and it is in its cgroup; nothing of ours runs before
-that. When init is gone, the kernel has already taken every other process of its pid namespace: `ended` means that.
-
-The first program is the agent (`start`); or one that does nothing but keep the box open (`hold`), into which a fork of
-the zygote then enters (`start_in`), before anything else can run there.
+program, which is the agent (`start`). Init is held by `--block-fd` until we have a pidfd on it and it is in its cgroup;
+nothing of ours runs before that. Where there is a zygote, a warden makes the box, without bubblewrap (`hold`): init is
+then a program that does nothing but keep the box open, and a fork of the zygote enters (`start_in`) before anything
+else can run there. When init is gone, the kernel has already taken every other process of its pid namespace: `ended`
+means that.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ from sandboxkit.local.isolation._limits import Cgroup, inside_limits, report
 from sandboxkit.local.isolation._link import AgentLink
 from sandboxkit.local.isolation._nursery import EntryFailed, Nursery
 from sandboxkit.local.isolation._port import close_all
+from sandboxkit.local.isolation._processes import is_ending
 from sandboxkit.local.isolation._stopping import Stopper
-from sandboxkit.local.isolation._told import ERRORS_KEPT, memory_file, only_child, said
+from sandboxkit.local.isolation._told import ERRORS_KEPT, memory_file, said
 from sandboxkit.local.isolation._usage import measure
 from sandboxkit.local.isolation._waiting import uncancelled, until_readable, until_reaped
 from sandboxkit.local.isolation._warden_link import Warden, pid_of
@@ -133,7 +134,7 @@ class BubblewrapBox:
         if self._spec.skeleton is not None:
             shutil.copytree(self._spec.skeleton, self._directory / "home", symlinks=True, dirs_exist_ok=True)
 
-    async def start(self, bwrap: str, plan: Callable[[int, int, int], _argv.Plan], seccomp: bytes) -> None:
+    async def start(self, bwrap: str, plan: _argv.Plan, seccomp: bytes) -> None:
         """Start bubblewrap and wait for the agent's answer.
 
         Raises:
@@ -144,7 +145,7 @@ class BubblewrapBox:
         block_read, block_write = os.pipe()
         errors_read, errors_write = os.pipe()
         seccomp_fd = memory_file(seccomp)
-        words = _argv.arguments(plan(seccomp_fd, info_write, block_read))
+        words = _argv.arguments(plan, seccomp_fd=seccomp_fd, info_fd=info_write, block_fd=block_read)
         args_fd, args_write = os.pipe()
         unused = [args_write]
         passed = (theirs.fileno(), info_write, block_read, seccomp_fd, args_fd)
@@ -169,7 +170,11 @@ class BubblewrapBox:
             self._outer_fd = os.pidfd_open(self._outer.pid)
             self._watch(self._outer_fd)
             try:
-                self._let_go(self._outer.pid, unused.pop(), words)
+                if self._cgroup is not None:
+                    # Before it goes on: this is then the root of its cgroup namespace, and /proc/self/cgroup inside
+                    # names nothing above it.
+                    self._cgroup.join(self._outer.pid)
+                _tell(unused.pop(), words)
                 async with asyncio.timeout(START_WITHIN):
                     await self._know_init()
                     os.write(block_write, b"1")
@@ -185,16 +190,14 @@ class BubblewrapBox:
                 os.close(fd)
         self._close_info()
 
-    async def start_in(
-        self, nursery: Nursery, bwrap: str, plan: Callable[[int, int, int], _argv.Plan], seccomp: bytes
-    ) -> None:
-        """Start bubblewrap, have a fork of the nursery's zygote enter, and wait for the agent's answer.
+    async def start_in(self, nursery: Nursery, plan: _argv.Plan, seccomp: bytes) -> None:
+        """Make the box by the nursery's warden, have a fork of its zygote enter, and wait for the agent's answer.
 
         Raises:
             EntryFailed, WardenLost: the zygote or the warden failed; another attempt may go well.
-            EngineUnavailable: bubblewrap failed; the message has its words.
+            EngineUnavailable: the box could not be made; the message says why.
         """
-        await self.hold(await nursery.ready(), bwrap, plan, seccomp)
+        await self.hold(await nursery.ready(), plan, seccomp)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.agent = AgentLink(ours, on_lost=self._agent_lost)
         groups = self._cgroup.open_to_join() if self._cgroup is not None else []
@@ -210,51 +213,42 @@ class BubblewrapBox:
         except (TimeoutError, AgentLost, AgentError) as error:
             raise EntryFailed(f"the agent that entered did not answer: {error}") from error
 
-    async def hold(
-        self, warden: Warden, bwrap: str, plan: Callable[[int, int, int], _argv.Plan], seccomp: bytes
-    ) -> None:
-        """Start bubblewrap by a warden, and return once the box is complete, with nothing in it but what holds it.
+    async def hold(self, warden: Warden, plan: _argv.Plan, seccomp: bytes) -> None:
+        """Make the box by a warden, and return once it is complete, with nothing in it but what holds it.
 
         Raises:
-            WardenLost: it could not be started.
-            EngineUnavailable: bubblewrap failed; the message has its words.
+            WardenLost: the warden failed.
+            EngineUnavailable: the box could not be made; the message says why.
         """
-        words = _argv.arguments(plan(_argv.SECCOMP_FD, _argv.INFO_FD, _argv.BLOCK_FD))
-        pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(6)]
-        (input_read, input_write), (ready, ready_write), (errors, errors_write) = pipes[:3]
-        (args, args_write), (self._info, info_write), (block, block_write) = pipes[3:]
-        filter_fd = memory_file(seccomp)
-        given = (input_read, ready_write, errors_write, args, filter_fd, info_write, block, input_write)
-        unused = {fd for pipe in pipes for fd in pipe} - {self._info} | {filter_fd}
-
-        def close(*fds: int) -> None:
-            for fd in fds:
-                unused.discard(fd)
-                os.close(fd)
-
+        errors, errors_write = os.pipe2(os.O_CLOEXEC)
         try:
-            os.write(input_write, _argv.HELD)
-            self._outer_fd = await warden.run(bwrap, _argv.holding_command(), given, list(range(len(given))))
-            close(*given)
-            self._watch(self._outer_fd)
-            try:
-                unused.discard(args_write)
-                self._let_go(pid_of(self._outer_fd), args_write, words)
-                async with asyncio.timeout(START_WITHIN):
-                    await self._know_init()
-                    os.write(block_write, b"1")
-                    await until_readable(ready)
-                if os.read(ready, 64) != _argv.HELD:
-                    raise ValueError("it ended at its start")
-            except (TimeoutError, ValueError, OSError) as error:
-                raise EngineUnavailable(
-                    f"A sandbox did not start ({str(error) or type(error).__name__}). "
-                    f"bubblewrap said: {said(errors) or 'nothing'}",
-                    sandbox_id=self.box_id,
-                ) from error
+            # To its end, whoever waits: of a box whose first process is not known, nobody could see that it ends.
+            making = self._have_made(warden, plan, seccomp, errors_write)
+            await uncancelled(asyncio.get_running_loop().create_task(making, name=f"make {self.box_id}"))
+            async with asyncio.timeout(START_WITHIN):
+                await until_readable(errors)
+            if why := os.read(errors, ERRORS_KEPT):
+                raise OSError(why.decode("utf-8", "replace"))
+        except (TimeoutError, OSError) as error:
+            said = str(error) or type(error).__name__
+            raise EngineUnavailable(f"A sandbox did not start: {said}.", sandbox_id=self.box_id) from error
         finally:
-            close(*tuple(unused))
-        self._close_info()
+            os.close(errors)
+
+    async def _have_made(self, warden: Warden, plan: _argv.Plan, seccomp: bytes, errors: int) -> None:
+        """Ask a warden for the box. The other end of `errors`, which is the callee's, is at its end once the box is
+        complete, or says why not."""
+        input_read, input_write = os.pipe2(os.O_CLOEXEC)
+        given = [errors, memory_file(seccomp), input_read, input_write]
+        try:
+            if self._cgroup is not None:
+                given += self._cgroup.open_to_join()
+            self._init_fd = await warden.box(_argv.file_system(plan), given)
+            self._init = pid_of(self._init_fd)
+            self._watch(self._init_fd)
+        finally:
+            for fd in given:
+                os.close(fd)
 
     @property
     def init_fd(self) -> int:
@@ -262,18 +256,10 @@ class BubblewrapBox:
         return self._init_fd
 
     async def _greet(self) -> None:
-        inside = inside_limits(self._spec.limits, self._cgroup, is_held=self._entered > 0)
+        inside = inside_limits(self._spec.limits, self._cgroup)
         await self.agent.hello(
             processes=inside.processes, open_files=inside.open_files, data=inside.data, nice=inside.nice
         )
-
-    def _let_go(self, outer: int, args_write: int, words: list[str]) -> None:
-        """Give bubblewrap its arguments, which it waits for: not before it is in its cgroup, so that this is the root
-        of its cgroup namespace and /proc/self/cgroup inside names nothing above it."""
-        with os.fdopen(args_write, "wb") as stream:
-            if self._cgroup is not None:
-                self._cgroup.join(outer)
-            stream.write(b"\0".join(map(os.fsencode, words)) + b"\0")
 
     async def _know_init(self) -> None:
         """Wait until bubblewrap has told init's pid, and take a pidfd on it. ValueError when it ends before.
@@ -286,8 +272,7 @@ class BubblewrapBox:
             self._told += piece
             if not piece or len(self._told) > ERRORS_KEPT:
                 raise ValueError("bubblewrap ended before it made the sandbox")
-        # A warden's bubblewrap counts processes in the warden's namespace.
-        self._init = int(found[1]) if self._outer is not None else only_child(pid_of(self._outer_fd))
+        self._init = int(found[1])
         self._init_fd = os.pidfd_open(self._init)
         self._watch(self._init_fd)
 
@@ -325,6 +310,9 @@ class BubblewrapBox:
             self._ending = asyncio.get_running_loop().create_task(self._finish(), name=f"end of {self.box_id}")
 
     def _agent_lost(self, reason: str) -> None:
+        if self._init and is_ending(self._init):
+            self._process_gone(self._init_fd)
+            return
         # The kernel takes the agent first when memory runs out only if nothing else was larger; ask who was at it.
         killed = self._cgroup is not None and self._cgroup.memory_kills() > 0
         self.begin_end(BoxEnd("memory" if killed else "agent", reason))
@@ -448,3 +436,9 @@ class BubblewrapBox:
         if not self._init:
             raise AgentLost("the sandbox has ended")
         return measure(self._init, self.disk_used(), self._cgroup)
+
+
+def _tell(arguments: int, words: list[str]) -> None:
+    """Give bubblewrap its arguments, which it waits for."""
+    with os.fdopen(arguments, "wb") as stream:
+        stream.write(b"\0".join(map(os.fsencode, words)) + b"\0")

@@ -52,7 +52,7 @@ class BubblewrapIsolation:
         self._namespace = namespace
         self._zygote = zygote
         self._nurseries = Nurseries(
-            lambda *given: self._plan(None, None, *given), boxes=namespace.runtime / "boxes", without=without_steps
+            lambda layers: self._plan(None, None, layers), boxes=namespace.runtime / "boxes", without=without_steps
         )
         self._making: set[str] = set()
         self._bwrap: str | None = None
@@ -117,7 +117,7 @@ class BubblewrapIsolation:
         seen = self._view_layers(spec) if self._zygote != "off" else None
         for _ in range(ATTEMPTS if seen is not None else 0):
             assert seen is not None
-            nursery = self._nurseries.get(seen, bwrap)
+            nursery = self._nurseries.get(seen)
             if nursery is None:
                 break
             try:
@@ -146,14 +146,11 @@ class BubblewrapIsolation:
                 box.mount_overlays(self._namespace.runtime, self._lower)
                 await box.fill()
                 layers = tuple(Layer(source=str(self._layer(one)), target=one.target) for one in spec.layers)
-
-                def plan(seccomp_fd: int, info_fd: int, block_fd: int) -> _argv.Plan:
-                    return self._plan(box, directory, layers, seccomp_fd, info_fd, block_fd)
-
+                plan = self._plan(box, directory, layers)
                 if nursery is None:
                     await box.start(bwrap, plan, seccomp)
                 else:
-                    await box.start_in(nursery, bwrap, plan, seccomp)
+                    await box.start_in(nursery, plan, seccomp)
             except OSError as error:
                 raise EngineUnavailable(f"A sandbox could not be prepared: {error}.", sandbox_id=spec.box_id) from error
         except BaseException:
@@ -223,15 +220,7 @@ class BubblewrapIsolation:
             self._lowers[source] = _runtime.bind_source(self._namespace.runtime, source)
         return self._lowers[source]
 
-    def _plan(
-        self,
-        box: BubblewrapBox | None,
-        directory: Path | None,
-        layers: tuple[Layer, ...],
-        seccomp_fd: int,
-        info_fd: int,
-        block_fd: int,
-    ) -> _argv.Plan:
+    def _plan(self, box: BubblewrapBox | None, directory: Path | None, layers: tuple[Layer, ...]) -> _argv.Plan:
         runtime = self._namespace.runtime
         return _argv.Plan(
             root=self._root,
@@ -245,9 +234,6 @@ class BubblewrapIsolation:
             shm=str(directory / "shm" if directory else runtime / "empty"),
             layers=layers,
             writable=box.writable if box is not None else (),
-            seccomp_fd=seccomp_fd,
-            info_fd=info_fd,
-            block_fd=block_fd,
             is_writable=directory is not None,
         )
 

@@ -136,8 +136,9 @@ class BoxCgroups:
             (path / "cgroup.procs").write_text(str(pid))
 
     def open_to_join(self) -> list[int]:
-        """See `_limits.Cgroup`."""
-        return open_all(path / "cgroup.procs" for path in self._distinct)
+        """See `_limits.Cgroup`. For a process with one task: where that moves itself, alone, the kernel takes no lock
+        of the whole machine, which costs a grace period, a hundredth of a second, whenever nobody has just had it."""
+        return open_all(path / "tasks" for path in self._distinct)
 
     def has(self, controller: str) -> bool:
         """Whether a controller is in force; `swap` is memory's, where the kernel accounts it."""

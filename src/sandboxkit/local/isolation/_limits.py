@@ -61,7 +61,7 @@ class InsideLimits:
 
 
 OUR_PROCESSES = 2
-"""bubblewrap's init and the agent: they count among the box's processes."""
+"""The box's first process and the agent: they count among the box's processes."""
 NICE = 10
 OPEN_FILES_UNCOUNTED = 1024
 """Of one process, where no cgroup counts what pipes and sockets hold."""
@@ -69,10 +69,10 @@ LOCKED = 8 * 1024 * 1024
 """Bytes that one process may keep from being swapped out. The agent sets it, always."""
 
 
-def inside_limits(limits: Limits, cgroup: Cgroup | None, *, is_held: bool = False) -> InsideLimits:
-    """What remains to be held inside. `is_held`: a third process of ours keeps the box open."""
+def inside_limits(limits: Limits, cgroup: Cgroup | None) -> InsideLimits:
+    """What remains to be held inside."""
     return InsideLimits(
-        processes=limits.processes + OUR_PROCESSES + is_held,
+        processes=limits.processes + OUR_PROCESSES,
         open_files=_open_files(limits, cgroup),
         data=0 if cgroup is not None and cgroup.has("memory") else limits.memory,
         nice=0 if cgroup is not None and cgroup.has("cpu") else NICE,

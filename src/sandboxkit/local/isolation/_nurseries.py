@@ -18,7 +18,7 @@ MOST = 8
 IDLE_AFTER = 600.0
 """Seconds after which a zygote that nobody has used is let go."""
 
-MakePlan = Callable[[tuple[Layer, ...], int, int, int], _argv.Plan]
+MakePlan = Callable[[tuple[Layer, ...]], _argv.Plan]
 """What a box looks like in which nothing can be written."""
 
 
@@ -33,13 +33,13 @@ class Nurseries:
         self._timers: dict[tuple[Layer, ...], asyncio.TimerHandle] = {}
         self._views = 0
 
-    def get(self, layers: tuple[Layer, ...], bwrap: str) -> Nursery | None:
+    def get(self, layers: tuple[Layer, ...]) -> Nursery | None:
         """The nursery for boxes with these layers (as the engine's namespace has them), if there may be one."""
         nursery = self._by_layers.get(layers)
         if nursery is None:
             if len(self._by_layers) >= MOST:
                 return None
-            nursery = self._by_layers[layers] = self._make(layers, bwrap)
+            nursery = self._by_layers[layers] = self._make(layers)
         if (timer := self._timers.pop(layers, None)) is not None:
             timer.cancel()
         self._timers[layers] = asyncio.get_running_loop().call_later(IDLE_AFTER, nursery.rest)
@@ -58,7 +58,7 @@ class Nurseries:
             await nursery.aclose()
         self._by_layers.clear()
 
-    def _make(self, layers: tuple[Layer, ...], bwrap: str) -> Nursery:
+    def _make(self, layers: tuple[Layer, ...]) -> Nursery:
         machine = os.uname().machine
 
         async def view(warden: Warden) -> tuple[int, Callable[[], Awaitable[None]]]:
@@ -75,7 +75,7 @@ class Nurseries:
                 await box.end(BoxEnd("killed"))
 
             try:
-                await box.hold(warden, bwrap, lambda *fds: self._plan(layers, *fds), _seccomp.filter_for(machine))
+                await box.hold(warden, self._plan(layers), _seccomp.filter_for(machine))
             except BaseException:
                 await end()
                 raise

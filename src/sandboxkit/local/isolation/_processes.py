@@ -13,6 +13,8 @@ from dataclasses import dataclass
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICKS = os.sysconf("SC_CLK_TCK")
 NS_GET_PARENT = 0xB702
+EXITING = 4
+"""The kernel's PF_EXITING."""
 NAMELESS = (b"/dev/zero", b"/SYSV", b"/memfd:")
 """How maps show memory that is shared and lies in no file."""
 
@@ -110,6 +112,15 @@ def nameless_bytes(init: int) -> int:
                     if stat.S_ISREG(info.st_mode) and info.st_nlink == 0:
                         found[info.st_dev, info.st_ino] = info.st_blocks * 512
     return sum(found.values())
+
+
+def is_ending(pid: int) -> bool:
+    """Whether a process is on its way out or gone: an init takes all others with it before its own end shows."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return bool(int(file.read().rpartition(b")")[2].split()[6]) & EXITING)
+    except OSError:
+        return True
 
 
 def resident(pid: int) -> int:

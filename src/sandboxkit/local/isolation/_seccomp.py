@@ -16,6 +16,7 @@ A table of hundreds of numbers is searched by halves: about eight comparisons a 
 from __future__ import annotations
 
 import errno
+import functools
 import struct
 
 from sandboxkit.local.isolation import _syscalls
@@ -43,6 +44,7 @@ PROTOCOLS = (0, 1, 6, 17, 58)
 """The usual one, ICMP, TCP, UDP, ICMPv6. Others would load their kernel module: SCTP, DCCP, MPTCP, SMC, L2TP."""
 
 
+@functools.cache
 def filter_for(machine: str, *, uncounted: bool = True, entering: bool = False) -> bytes:
     """The filter for `os.uname().machine`, as bubblewrap's `--seccomp` reads it. KeyError for an unknown machine.
 

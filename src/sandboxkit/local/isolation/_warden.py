@@ -1,12 +1,12 @@
-"""Holds the namespaces that the boxes of one template are made in, and starts bubblewrap and the zygote there.
+"""Holds the namespaces that the boxes of one template are made in, and makes boxes and starts the zygote there.
 
 A program of its own, run by path as `python -I -S _warden.py FD PARENT`: standard library only, no code of a template,
 nothing of the engine's memory. The zygote may enter what is made below its user and process namespaces, and nothing
 else: so there is one warden for each template, and what a template's modules could do to others of its kind they cannot
 do to the engine, to other templates' boxes, or to the host.
 
-    engine ── exec ──> outer half ── fork ──> warden, process 1 of its namespace ──> bubblewrap ──> boxes
-                                                                                └──> zygote ──> agents
+    engine ── exec ──> outer half ── fork ──> warden, process 1 of its namespace ── clone ──> boxes (`_maker`)
+                                                                                └── fork ───> zygote ──> agents
 
 Requests come as JSON with descriptors over a SEQPACKET socket, one answer each: "pid" with a pidfd, or a text that says
 what went wrong. The warden reaps what ends below it. It ends with the engine, by signal and by the end of its socket,
@@ -26,8 +26,11 @@ import struct
 import sys
 from typing import Any, NoReturn
 
+# Last on the path, so that none of our names can hide one of the standard library's.
+sys.path.append(os.path.dirname(os.path.abspath(__file__)))
+import _maker  # type: ignore[import-not-found]
+
 PR_SET_PDEATHSIG = 1
-PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER = 0x00020000, 0x04000000, 0x08000000, 0x10000000
 CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
@@ -117,7 +120,7 @@ class Warden:
         pidfd = -1
         try:
             request = json.loads(data)
-            pid = zygote(request, fds) if request["is_zygote"] else program(request, fds)
+            pid = zygote(request, fds) if request["do"] == "zygote" else box(request, fds)
             pidfd = os.pidfd_open(pid)
             self.control.sendmsg([b"pid"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", pidfd))])
         except OSError as error:
@@ -128,20 +131,33 @@ class Warden:
                     os.close(fd)
 
 
-def program(request: dict[str, Any], fds: list[int]) -> int:
-    """Start a program with an empty environment; descriptor N of the request becomes the N-th of `targets`."""
-    actions = [(os.POSIX_SPAWN_DUP2, fd, target) for fd, target in zip(fds, request["targets"], strict=True)]
-    defaults = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD)
-    return os.posix_spawn(
-        request["executable"], request["argv"], {}, file_actions=actions, setsid=True, setsigdef=defaults, setsigmask=()
-    )
+def box(request: dict[str, Any], fds: list[int]) -> int:
+    """Make a box; the descriptors are where errors are written, the filter's bytes, both ends of what its first program
+    reads, and files that one joins control groups by. All but the second and third go with the exec, and so its end
+    shows at the first one that the box is complete."""
+    errors, program, input_read, input_write, *groups = fds
+    made = _maker.Box(request["words"], request["hostname"], request["uid"], request["argv"], filter_of(program))
+    outside = os.geteuid(), os.getegid()
+    pid: int = _maker.clone()
+    if pid != 0:
+        return pid
+    try:
+        signal.set_wakeup_fd(-1)
+        os.dup2(input_read, 0)
+        os.dup2(1, 2)
+        os.dup2(input_write, 3)
+        _maker.become(made, groups, outside)
+    except BaseException as error:
+        os.write(errors, str(error).encode()[:1000] or b"it failed")
+    finally:
+        os._exit(127)
 
 
 def zygote(request: dict[str, Any], fds: list[int]) -> int:
     """Start a zygote in the view of a box, under a system-call filter; the descriptors are the view's first process,
     the filter's bytes, the control socket, and where errors are written."""
     view, program, control, errors = fds
-    filter_bytes = os.pread(program, MAX_REQUEST, 0)
+    filter_bytes = filter_of(program)
     pid = os.fork()
     if pid != 0:
         return pid
@@ -156,7 +172,7 @@ def zygote(request: dict[str, Any], fds: list[int]) -> int:
         os.closerange(4, 1 << 20)
         os.chdir(request["cwd"])
         # The right to do so without no_new_privs goes with the exec: this user is not root in any namespace.
-        set_filter(filter_bytes)
+        _maker.set_filter(filter_bytes)
         os.execve(request["argv"][0], request["argv"], request["environment"])
     except OSError as error:
         os.write(2, str(error).encode())
@@ -164,15 +180,9 @@ def zygote(request: dict[str, Any], fds: list[int]) -> int:
         os._exit(127)
 
 
-def set_filter(program: bytes) -> None:
-    """Add a system-call filter to this process."""
-
-    class Filter(ctypes.Structure):
-        _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
-
-    given = Filter(len(program) // 8, program)
-    result = _libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), ctypes.byref(given), 0, 0)
-    must(result, "setting the filter")
+def filter_of(file: int) -> bytes:
+    """A system-call filter that the engine has written to a file in memory."""
+    return os.pread(file, MAX_REQUEST, 0)
 
 
 if __name__ == "__main__":

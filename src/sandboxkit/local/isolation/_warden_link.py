@@ -1,4 +1,4 @@
-"""The engine's end of a warden: start it, have it start programs and zygotes, end it."""
+"""The engine's end of a warden: start it, have it make boxes and start zygotes, end it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sandboxkit.local.isolation import _argv
+from sandboxkit.local.isolation._base import UID
 from sandboxkit.local.isolation._waiting import until_readable
 
 PROGRAM = Path(__file__).with_name("_warden.py")
@@ -73,14 +75,20 @@ class Warden:
         ours.setblocking(False)
         return cls(ours, process, on_lost)
 
-    async def run(self, executable: str, argv: Sequence[str], fds: Sequence[int], targets: Sequence[int]) -> int:
-        """Start a program with an empty environment in the warden's namespaces; returns a pidfd. `fds` become
-        `targets` there. WardenLost, with the reason."""
-        return await self._ask({"is_zygote": False, "executable": executable, "argv": argv, "targets": targets}, fds)
+    async def box(self, words: Sequence[str], fds: Sequence[int]) -> int:
+        """Begin to make a box (see `_maker`); returns a pidfd of its first process.
+
+        Args:
+            words: what it sees, as `_argv.file_system` says it.
+            fds: where to say what goes wrong; its system-call filter; both ends of the pipe that its first program
+                waits at; the files by which one joins its control groups.
+        """
+        request = {"do": "box", "words": words, "argv": _argv.HOLDER, "hostname": _argv.HOSTNAME, "uid": UID}
+        return await self._ask(request, fds)
 
     async def zygote(self, argv: Sequence[str], environment: dict[str, str], cwd: str, fds: Sequence[int]) -> int:
         """Start a zygote; returns a pidfd. `fds`: the view's first process, the filter, the socket, the errors."""
-        return await self._ask({"is_zygote": True, "argv": argv, "environment": environment, "cwd": cwd}, fds)
+        return await self._ask({"do": "zygote", "argv": argv, "environment": environment, "cwd": cwd}, fds)
 
     async def _ask(self, request: dict[str, object], fds: Sequence[int]) -> int:
         if self.is_lost:
