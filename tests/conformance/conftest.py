@@ -19,7 +19,7 @@ class Colour:
 
         self.name = name
         self._class: Any = Sandbox if name == "sync" else AsyncSandbox
-        self._options = options
+        self.options = options
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"{name} SDK")
         self._made: list[Any] = []
@@ -46,9 +46,9 @@ class Colour:
 
         return asyncio.run_coroutine_threadsafe(call(), self._loop).result(50)
 
-    def create(self, **more: Any) -> Any:
-        """A sandbox of template `base` that is killed at the end."""
-        sandbox = self.do(self._class.create("base", timeout=300, **self._options, **more))
+    def create(self, template: str = "base", **more: Any) -> Any:
+        """A sandbox that is killed at the end."""
+        sandbox = self.do(self._class.create(template, timeout=300, **self.options, **more))
         self._made.append(sandbox)
         return sandbox
 

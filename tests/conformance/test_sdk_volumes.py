@@ -178,3 +178,18 @@ def test_what_is_not_there(colour: Any) -> None:
     """A volume that nobody has made."""
     with pytest.raises(e2b.SandboxException, match=r"404.*nobodys"):
         colour.create(volume_mounts={"/mnt/x": "nobodys"})
+
+
+def test_a_link_is_no_place_for_it(colour: Any, volume: Any) -> None:
+    """Nothing is made, and nothing bound, where a link in the files that a sandbox starts with leads."""
+    first = colour.create(volume_mounts={"/home/user/data/v": volume})
+    colour.do(first.commands.run("mkdir data2; mv data2 /tmp/real; ln -s /tmp/real ~/link; ln -s /etc ~/out"))
+    snapshot = colour.do(first.create_snapshot(mode="filesystem")).snapshot_id
+    for path in ("/home/user/link/v", "/home/user/out/v", "/home/user/link"):
+        with pytest.raises(e2b.SandboxException, match=r"400.*link"):
+            colour.create(template=snapshot, volume_mounts={path: volume})
+    again = colour.create(template=snapshot, volume_mounts={"/home/user/data/v": volume})
+    colour.do(again.files.write("data/v/x", "1"))
+    assert colour.do(volume.read_file("x")) == "1"
+    colour.do(again.kill())
+    colour.do(type(again).delete_snapshot(snapshot, **colour.options))

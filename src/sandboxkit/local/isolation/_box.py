@@ -130,9 +130,15 @@ class BubblewrapBox:
             _runtime.mount_writable(runtime, str(at / place), lowers=lowers, upper=str(upper), work=str(work))
             if overlay.target != HOME:
                 writable.append(Layer(source=str(runtime / at / place), target=overlay.target))
-        self.writable = (*writable, *_runtime.bind_volumes(self._directory, self._spec.volumes))
+        self.writable = tuple(writable)
         if self._spec.skeleton is not None:
             shutil.copytree(self._spec.skeleton, self._directory / "home", symlinks=True, dirs_exist_ok=True)
+
+    def bind_volumes(self) -> None:
+        """Bind its volumes, over what it starts with. OSError, UnsupportedOption; see `_runtime.bind_volumes`."""
+        trees = {HOME: str(self._directory / "home"), "/tmp": str(self._directory / "tmp")}
+        trees |= {layer.target: layer.source for layer in self.writable}
+        self.writable += tuple(_runtime.bind_volumes(self._directory, self._spec.volumes, trees))
 
     async def start(self, bwrap: str, plan: _argv.Plan, seccomp: bytes) -> None:
         """Start bubblewrap and wait for the agent's answer.

@@ -145,6 +145,7 @@ class BubblewrapIsolation:
                 box.prepare()
                 box.mount_overlays(self._namespace.runtime, self._lower)
                 await box.fill()
+                box.bind_volumes()
                 layers = tuple(Layer(source=str(self._layer(one)), target=one.target) for one in spec.layers)
                 plan = self._plan(box, directory, layers)
                 if nursery is None:

@@ -14,15 +14,17 @@ it, since /proc/self/mountinfo in a box shows the option text.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import py_compile
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from sandboxkit.errors import IsolationUnavailable
+from sandboxkit.errors import IsolationUnavailable, UnsupportedOption
+from sandboxkit.local.agent._beneath import cut, open_root
 from sandboxkit.local.isolation import _kernel
 from sandboxkit.local.isolation._argv import HostRoot
 from sandboxkit.local.isolation._base import PREFIX, UID, USER, Layer
@@ -123,9 +125,30 @@ def mount_writable(runtime: Path, target: str, *, lowers: tuple[str, ...], upper
     _kernel.mount("overlay", str(runtime / target), "overlay", _kernel.MS_NOSUID | _kernel.MS_NODEV, options)
 
 
-def bind_volumes(directory: Path, volumes: Iterable[Layer]) -> Iterator[Layer]:
-    """Bind directories of the host below a box's own, for the box to write to."""
+def bind_volumes(directory: Path, volumes: Iterable[Layer], trees: Mapping[str, str]) -> Iterator[Layer]:
+    """Bind directories of the host below a box's own, for the box to write to.
+
+    Args:
+        directory: the box's own.
+        trees: what the box starts with, by where it appears: whoever makes the box would follow links in there.
+
+    Raises:
+        UnsupportedOption: such a link lies where a volume is to be.
+    """
     for number, volume in enumerate(volumes):
+        for top in sorted(trees, key=len, reverse=True):
+            if volume.target.startswith(f"{top}/"):
+                place = os.path.realpath(trees[top]) + volume.target.removeprefix(top)
+                try:
+                    os.close(open_root(cut(os.fsencode(place)), make=True))
+                except OSError as error:
+                    if error.errno not in (errno.EXDEV, errno.ENOTDIR):
+                        raise
+                    raise UnsupportedOption(
+                        f"A volume cannot be at {volume.target}: a link or a file lies in the way.",
+                        option="volumeMounts",
+                    ) from None
+                break
         bound = directory / f"volume-{number}"
         bound.mkdir()
         _kernel.mount(volume.source, str(bound), None, _kernel.MS_BIND)
