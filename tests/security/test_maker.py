@@ -83,8 +83,11 @@ for _ in range(50):
 while True:
     try: os.wait()
     except ChildProcessError: break
+def is_zombie(n):
+    try: return ') Z ' in open('/proc/%s/stat' % n).read()
+    except OSError: return False
 def zombies():
-    return [n for n in os.listdir('/proc') if n.isdigit() and ') Z ' in open('/proc/%s/stat' % n).read()]
+    return [n for n in os.listdir('/proc') if n.isdigit() and is_zombie(n)]
 deadline = time.monotonic() + 10
 while zombies() and time.monotonic() < deadline: time.sleep(0.01)
 print(zombies())
