@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -313,3 +314,60 @@ def test_an_app_that_does_not_start_says_why(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (125, "")
     assert "on its way" in done.stderr
     assert "no good" in done.stderr.splitlines()[-1]
+
+
+PROJECTS = {
+    "next": {
+        "package.json": '{"dependencies": {"next": "latest", "react": "latest", "react-dom": "latest"}}',
+        "pages/index.jsx": "export default function Home() { return <h1>From a folder</h1> }",
+        "pages/_app.jsx": "export default ({ Component, pageProps }) => <Component {...pageProps} />",
+    },
+    "next with the app router": {
+        "package.json": '{"dependencies": {"next": "latest", "react": "latest", "react-dom": "latest"}}',
+        "app/page.jsx": "export default function Page() { return <h1>From a folder</h1> }",
+        "app/layout.jsx": "export default function L({ children }) { return <html><body>{children}</body></html> }",
+    },
+    "nuxt": {
+        "package.json": '{"dependencies": {"nuxt": "^4.0.0", "vue": "latest"}}',
+        "nuxt.config.ts": "export default defineNuxtConfig({ telemetry: false })",
+        "app.vue": "<template><NuxtPage /></template>",
+        "pages/index.vue": "<template><h1>From a folder</h1></template>",
+    },
+    "streamlit": {
+        "streamlit_app.py": "import streamlit as st\nfrom helper import text\nst.title(text)",
+        "helper.py": "text = 'x'",
+    },
+}
+
+
+@pytest.mark.full
+@pytest.mark.engine
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kind", PROJECTS)
+def test_a_folder_is_shown_and_not_the_templates_own_app(tmp_path: Path, kind: str) -> None:
+    """A project as people have it, of the least that it can be: its page is served; Ctrl-C leaves nothing."""
+    for name, text in PROJECTS[kind].items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    watch = Watch()
+    with subprocess.Popen(
+        [*RUN, ".", "--endpoint", "local"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        url = process.stdout.readline().strip()
+        line = ""
+        while not line.startswith("For programs: "):
+            line = process.stderr.readline()
+            assert line, "it ended"
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(line.removeprefix("For programs: ").strip(), timeout=60) as answer:
+            page = answer.read().decode()
+        assert ("<title>Streamlit" if kind == "streamlit" else "From a folder") in page
+        assert watch.look() > 2
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert url.startswith("http://")
+    assert (process.returncode, "Traceback" in errors) == (130, False)
+    assert watch.left() == ()

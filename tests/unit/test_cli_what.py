@@ -111,6 +111,45 @@ def test_a_folder_with_an_app_of_python(tmp_path: Path) -> None:
     assert set(found.files) == {"helper.py", "data/a.csv"}
 
 
+@pytest.mark.parametrize("name", ["streamlit_app.py", "main.py"])
+def test_an_app_of_python_may_have_another_name(tmp_path: Path, name: str) -> None:
+    """It becomes the template's own file; what it imports from beside it comes along under its own name."""
+    put(tmp_path, **{name.replace(".", "_dot_"): "import helper\nimport streamlit", "helper_dot_py": "x = 1"})
+    found = given(tmp_path)
+    assert found.fragment.template == "streamlit-developer"
+    assert found.fragment.files == {"app.py": "import helper\nimport streamlit"}
+    assert set(found.files) == {"helper.py"}
+    put(tmp_path, app_dot_py="import flask")
+    with pytest.raises(UnsupportedOption):
+        recognise(str(tmp_path), None)
+
+
+def test_a_project_takes_the_place_of_the_templates_app(tmp_path: Path) -> None:
+    """What Next and Nuxt would take for a part of it is removed first; a file, and an app of Python's, replace one file
+    anyway. Nuxt's configuration stays where a project has none and lays its files out as the template does."""
+    package = {
+        "next": json.dumps({"dependencies": {"next": "16"}}),
+        "nuxt": json.dumps({"dependencies": {"nuxt": "4"}}),
+    }
+    assert given(put(tmp_path / "a", package_dot_json=package["next"], app__page_dot_jsx="1")).replaces == ("pages",)
+    for number, (files, replaced) in enumerate(
+        [
+            ({"app_dot_vue": "1"}, ("app", "nuxt.config.ts")),
+            ({"app_dot_vue": "1", "nuxt_dot_config_dot_ts": "1"}, ("app",)),
+            ({"app__app_dot_vue": "1", "nuxt_dot_config_dot_js": "1"}, ("app",)),
+            ({"app__app_dot_vue": "1"}, ()),
+        ]
+    ):
+        assert given(put(tmp_path / f"n{number}", package_dot_json=package["nuxt"], **files)).replaces == replaced
+    assert given(put(tmp_path / "p", app_dot_py="import gradio")).replaces == ()
+
+
+def test_what_lies_beside_a_file_is_known(tmp_path: Path) -> None:
+    """So that a module that is missing can be found there."""
+    put(tmp_path, app_dot_py="import gradio", helper_dot_py="", pkg____init___dot_py="")
+    assert {"helper", "app"} < given(tmp_path / "app.py").beside
+
+
 @pytest.mark.parametrize(
     ("files", "error", "says"),
     [
@@ -133,11 +172,20 @@ def test_a_fragment_is_read_from_its_file(tmp_path: Path) -> None:
     """As JSON, in the names of today or of older apps; what is wrong with it is said in one line."""
     put(tmp_path, f_dot_json='{"template": "gradio-developer", "code": "x", "file_path": "app.py"}')
     assert given(tmp_path / "f.json").fragment.file == "app.py"
-    for text, says in (("{", "the whole"), ('{"template": "t", "code": 1}', "code"), ("[]", "the whole")):
+    for text, says in (
+        ("{", "the whole"),
+        ('{"template": "t", "code": 1}', "code"),
+        ("[]", "the whole"),
+        ('{"template": "t", "code": 1, "port": "x"}', r"\(and 1 more\)"),
+    ):
         put(tmp_path, f_dot_json=text)
         with pytest.raises(ConfigurationError, match=says) as caught:
             recognise(str(tmp_path / "f.json"), None)
         assert "\n" not in str(caught.value)
+        assert "0 more" not in str(caught.value)
+    put(tmp_path, package_dot_json='{"dependencies": {"next": "16"}}')
+    with pytest.raises(ConfigurationError, match="name its folder"):
+        recognise(str(tmp_path / "package.json"), None)
     put(tmp_path, f_dot_json='{"template": "t", "code": "x"}')
     with pytest.raises(ConfigurationError, match="--template"):
         recognise(str(tmp_path / "f.json"), "other")

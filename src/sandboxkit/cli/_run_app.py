@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import codecs
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ from rich.text import Text
 
 from sandboxkit.cli import FAILED, report
 from sandboxkit.cli._what import Given
-from sandboxkit.errors import FragmentError
+from sandboxkit.errors import FragmentError, NotFound
+from sandboxkit.runner._inside import FIND_GROUPS, ending, needle, read_groups
+from sandboxkit.template import Template
 
 if TYPE_CHECKING:
     from sandboxkit import App, Event, FragmentResult, Session
@@ -58,6 +61,8 @@ def carry_out(session: Session, given: Given, *, allow_install_command: bool, ti
     """Carry it out in a session, and follow its app until it ends, or Ctrl-C. Returns the exit code."""
     steps = Steps()
     try:
+        if given.replaces:
+            _make_room(session, given)
         for name, data in given.files.items():
             session.files.write_bytes(name, data)
         result: Any = None
@@ -67,6 +72,8 @@ def carry_out(session: Session, given: Given, *, allow_install_command: bool, ti
     except FragmentError as error:
         steps.tail(error)
         report(error)
+        if near := sorted(given.beside.intersection(getattr(error, "dependencies", ()))):
+            steps.say(f"Beside the file there is {', '.join(near)}: run the folder, and it is taken along.")
         return FAILED
     if result.app is None:
         return _show(result)
@@ -75,6 +82,18 @@ def carry_out(session: Session, given: Given, *, allow_install_command: bool, ti
         steps.say(f"For programs: {result.app.url}")
     steps.say("Ctrl-C stops it.")
     return _follow(session, result.app, timeout)
+
+
+def _make_room(session: Session, given: Given) -> None:
+    """Remove what a project takes the place of, and end the server that has begun with it: it would not look again."""
+    start = Template.get(given.fragment.template).start
+    if start is not None:
+        found = session.run_command(FIND_GROUPS, envs={"NEEDLE": needle(start)})
+        if groups := read_groups(found.stdout):
+            session.run_command(ending(groups))
+    for path in given.replaces:
+        with contextlib.suppress(NotFound):
+            session.files.remove(path)
 
 
 def _show(result: FragmentResult[Any]) -> int:
@@ -107,6 +126,7 @@ def _follow(session: Session, app: App, timeout: float | None) -> int:
                 return ENDED
         if len(data) < PIECE:
             time.sleep(PACE)
+    click.echo(f"Stopped after {timeout:g} s (--timeout).", err=True)
     return TIMED_OUT
 
 

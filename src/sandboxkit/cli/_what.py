@@ -18,6 +18,8 @@ from sandboxkit.template import Template
 
 BY_IMPORT = {"streamlit": "streamlit-developer", "gradio": "gradio-developer"}
 BY_PACKAGE = {"nuxt": "vue-developer", "next": "nextjs-developer"}
+ENTRIES = ("app.py", "streamlit_app.py", "main.py")
+"""What the app of a folder is called, usually first."""
 PYTHON = ("", ".py", ".pyw")
 LEFT_OUT = frozenset(("node_modules", "__pycache__", "dist", "build", "venv"))
 """Directories of a folder that are not taken along, besides those whose names begin with a dot."""
@@ -33,10 +35,14 @@ class Given:
     Attributes:
         fragment: the part of it that a fragment can say.
         files: what is written before it, byte for byte.
+        replaces: what of the template's own app has no place beside it: a file or a directory each.
+        beside: modules that lie beside a file, and are not taken along.
     """
 
     fragment: Fragment
     files: dict[str, bytes] = field(default_factory=dict)
+    replaces: tuple[str, ...] = ()
+    beside: frozenset[str] = frozenset()
 
 
 def recognise(file: str, template: str | None) -> Given | None:
@@ -66,11 +72,12 @@ def _fragment(path: Path, template: str | None) -> Fragment:
     try:
         fragment = Fragment.model_validate_json(_bytes(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
-        raise ConfigurationError(
-            f"{path} is no fragment: {where}: {first['msg']} (and {error.error_count() - 1} more)."
-        ) from error
+        if path.name == "package.json":
+            raise ConfigurationError(f"{path} is a project's, and no fragment: name its folder.") from error
+        problems = error.errors()
+        where = ".".join(map(str, problems[0]["loc"])) or "the whole"
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ConfigurationError(f"{path} is no fragment: {where}: {problems[0]['msg']}{more}.") from error
     if template is not None and template != fragment.template:
         raise ConfigurationError(f"{path} is for the template {fragment.template!r}, and --template says {template!r}.")
     return fragment
@@ -81,26 +88,29 @@ def _python_app(path: Path, template: str | None) -> Given | None:
     chosen = template or next((BY_IMPORT[name] for name in _imports(text) if name in BY_IMPORT), CODE_INTERPRETER)
     if template == CODE_INTERPRETER or chosen not in {one.id for one in Template.all()}:
         return None
-    return None if Template.get(chosen).runs_cells else Given(Fragment(template=chosen, code=text))
+    if Template.get(chosen).runs_cells:
+        return None
+    beside = {one.stem for one in path.parent.iterdir() if one.suffix == ".py" or one.is_dir()}
+    return Given(Fragment(template=chosen, code=text), beside=frozenset(beside))
 
 
 def _folder(path: Path, template: str | None) -> Given:
     files = dict(_walk(path))
     package = _package(path / "package.json") if "package.json" in files else {}
-    entry = files.get("app.py")
     chosen = template or next((BY_PACKAGE[name] for name in BY_PACKAGE if name in package), None)
-    if chosen is None and entry is not None:
-        names = _imports(entry.decode("utf-8", "replace"))
-        chosen = next((BY_IMPORT[name] for name in names if name in BY_IMPORT), None)
+    entry, by_entry = _entry(files)
+    chosen = chosen or by_entry
     if chosen is None:
         raise UnsupportedOption(
-            f"{path} is a directory, and neither a Next.js or Nuxt project (package.json) nor has it an app.py that "
-            "imports streamlit or gradio. Name the file to run, or the --template.",
+            f"{path} is a directory, and neither a Next.js or Nuxt project (package.json) nor has it an app.py, "
+            "streamlit_app.py or main.py that imports streamlit or gradio. Name the file to run, or the --template.",
             option="FILE",
         )
     known = Template.get(chosen)
     # What the template has is there already, in its own version.
     missing = tuple(f"{name}@{version}" for name, version in package.items() if name not in known.libraries)
+    if by_entry == chosen and entry is not None and entry != known.file:
+        files[known.file] = files.pop(entry)
     main = next((name for name in ("package.json", known.file) if name in files), next(iter(files), None))
     if main is None:
         raise ConfigurationError(f"{path} is an empty directory.")
@@ -108,7 +118,33 @@ def _folder(path: Path, template: str | None) -> Given:
         text = files.pop(main).decode()
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path / main} is no text.") from error
-    return Given(Fragment(template=chosen, files={main: text}, dependencies=missing), files)
+    replaces = _replaced(chosen, files) if package else ()
+    return Given(Fragment(template=chosen, files={main: text}, dependencies=missing), files, replaces)
+
+
+def _entry(files: dict[str, bytes]) -> tuple[str | None, str | None]:
+    """The file of a folder that is an app of Python's, and the template that it is for."""
+    for name in ENTRIES:
+        if name in files:
+            imported = _imports(files[name].decode("utf-8", "replace"))
+            found = next((BY_IMPORT[one] for one in imported if one in BY_IMPORT), None)
+            if found is not None or name == "app.py":
+                return name, found
+    return None, None
+
+
+def _replaced(template: str, files: dict[str, bytes]) -> tuple[str, ...]:
+    """What of the template's own app would stand in the way of a project's: Next refuses two pages of one name, and
+    Nuxt looks into `app` alone where it is there."""
+    tops = {name.partition("/")[0] for name in files}
+    if template == BY_PACKAGE["next"]:
+        return ("pages",)
+    if template == BY_PACKAGE["nuxt"]:
+        is_configured = any(name.startswith("nuxt.config.") for name in tops)
+        if is_configured or "app" not in tops:
+            # The template's own configuration names a style sheet below `app`.
+            return ("app",) if is_configured else ("app", "nuxt.config.ts")
+    return ()
 
 
 def _walk(root: Path) -> list[tuple[str, bytes]]:

@@ -79,7 +79,7 @@ async def tail(sandbox: ProviderSandbox, log: str, size: int = TAIL) -> str:
 
 # -- processes ----------------------------------------------------------------------------------------------------
 
-_FIND = r"""
+FIND_GROUPS = r"""
 own=$(cut -d' ' -f5 /proc/$$/stat)
 for one in /proc/[0-9]*; do
   line=$(tr '\0' ' ' 2>/dev/null <"$one/cmdline")
@@ -95,17 +95,27 @@ done | sort -un
 async def groups_of(sandbox: ProviderSandbox, start: str) -> tuple[int, ...]:
     """The process groups in which a start command runs."""
     # In a variable: on a command line the search would find itself.
-    done = await _ask(sandbox, _FIND, envs={"NEEDLE": needle(start)})
-    return tuple(int(word) for word in done.stdout.split() if word.isascii() and word.isdigit() and int(word) > 1)
+    done = await _ask(sandbox, FIND_GROUPS, envs={"NEEDLE": needle(start)})
+    return read_groups(done.stdout)
+
+
+def read_groups(told: str) -> tuple[int, ...]:
+    """What FIND_GROUPS has printed."""
+    return tuple(int(word) for word in told.split() if word.isascii() and word.isdigit() and int(word) > 1)
 
 
 async def end_groups(sandbox: ProviderSandbox, groups: Sequence[int]) -> None:
     """Ask process groups to end, and kill what has not a second later."""
     if groups:
-        named = " ".join(f"-{group}" for group in groups)
-        alive = f"kill -0 -- {named} 2>/dev/null"
-        waits = f"for i in 1 2 3 4 5 6 7 8 9 10; do {alive} || break; sleep 0.1; done"
-        await _ask(sandbox, f"kill -TERM -- {named} 2>/dev/null; {waits}; kill -KILL -- {named} 2>/dev/null; true")
+        await _ask(sandbox, ending(groups))
+
+
+def ending(groups: Sequence[int]) -> str:
+    """The line that ends process groups."""
+    named = " ".join(f"-{group}" for group in groups)
+    alive = f"kill -0 -- {named} 2>/dev/null"
+    waits = f"for i in 1 2 3 4 5 6 7 8 9 10; do {alive} || break; sleep 0.1; done"
+    return f"kill -TERM -- {named} 2>/dev/null; {waits}; kill -KILL -- {named} 2>/dev/null; true"
 
 
 def needle(start: str) -> str:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import time
 
 from sandboxkit.local._log import log
@@ -69,7 +70,8 @@ class App:
             self._spawn(self._wait_until_ready(started, process), "app's readiness")
         with contextlib.suppress(AgentLost):
             status = await process.wait()
-            level = logging.INFO if status.code == 0 else logging.WARNING
+            is_asked_for = status.code == 0 or status.signal == signal.SIGTERM
+            level = logging.INFO if is_asked_for else logging.WARNING
             log(level, "app.ended", sandbox_id=sandbox_id, status=status.code, signal=status.signal)
 
     async def _run(self, command: str, *, quiet: bool = False) -> tuple[Process, int]:
