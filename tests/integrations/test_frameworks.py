@@ -16,6 +16,7 @@ RUNS = [
     ("haystack", "try_haystack"),
     ("google-adk", "try_google_adk"),
     ("crewai", "try_crewai"),
+    ("crewai-pins", "try_old_sdk"),
     ("agno", "try_agno"),
     ("openai-agents", "try_openai_agents"),
     ("openai-agents-newest-sdk", "try_openai_agents"),

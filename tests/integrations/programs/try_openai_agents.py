@@ -101,8 +101,8 @@ async def paused() -> None:
 async def agent() -> None:
     model = ScriptedModel(
         [
-            function_call("exec_command", {"cmd": "wc -c < notes.md", "yield_time_ms": 5000}, call_id="1"),
-            assistant_message("six"),
+            [function_call("exec_command", {"cmd": "wc -c < notes.md", "yield_time_ms": 5000}, call_id="1")],
+            [assistant_message("six")],
         ]
     )
     agent = SandboxAgent(name="reader", model=model, default_manifest=manifest())

@@ -20,7 +20,6 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 async def sandbox_env() -> AsyncIterator[SandboxEnvironment]:
-    await PooledSandbox.task_init("self_check", None)
     environments = await PooledSandbox.sample_init("self_check", None, {})
     try:
         yield environments["default"]

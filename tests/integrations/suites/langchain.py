@@ -11,6 +11,7 @@ from langchain_e2b import E2BSandbox
 from langchain_tests.integration_tests import SandboxIntegrationTests
 
 
+@pytest.mark.asyncio
 class TestE2BSandbox(SandboxIntegrationTests):
     """All that the suite asks, in both colours."""
 
