@@ -47,9 +47,11 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def sync(session: nox.Session) -> None:
-    """Check that the synchronous face is what its generator makes; `nox -s sync -- --write` makes it anew."""
+    """Check that the synchronous face, and the table of what of E2B works, are what their generators make; `-- --write`
+    makes them anew."""
     session.install("-e", ".[test]")
     session.run("python", ".ci/generate_sync.py", *session.posargs)
+    session.run("python", ".ci/generate_coverage.py", *session.posargs)
 
 
 @nox.session
@@ -109,4 +111,5 @@ def bench(session: nox.Session) -> None:
     session.run("python", "tests/bench/bench.py", *session.posargs)
     session.run("python", "tests/bench/start.py", *session.posargs)
     session.run("python", "tests/bench/safefs.py")
+    session.run("python", "tests/bench/wire.py", *session.posargs)
     session.run("python", "tests/bench/pool.py", *session.posargs)
