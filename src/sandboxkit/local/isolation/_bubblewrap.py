@@ -142,12 +142,14 @@ class BubblewrapIsolation:
         seccomp = _seccomp.filter_for(os.uname().machine, uncounted=allows_uncounted(spec.limits, cgroup))
         try:
             try:
-                box.prepare()
-                box.mount_overlays(self._namespace.runtime, self._lower)
+                box.prepare(is_held=nursery is not None)
+                if nursery is None:
+                    box.files.mount_overlays(self._namespace.runtime, self._lower)
+                box.files.fill_home()
                 await box.fill()
-                box.bind_volumes()
+                box.files.bind_volumes()
                 layers = tuple(Layer(source=str(self._layer(one)), target=one.target) for one in spec.layers)
-                plan = self._plan(box, directory, layers)
+                plan = self._plan(box, directory if nursery is None else Path(_argv.STAGE), layers)
                 if nursery is None:
                     await box.start(bwrap, plan, seccomp)
                 else:
@@ -196,8 +198,8 @@ class BubblewrapIsolation:
 
     def _view_layers(self, spec: BoxSpec) -> tuple[Layer, ...] | None:
         """What a zygote for boxes like this one must see, mounted; None where it would run what a build step has
-        written: a zygote is in no box, and no box's limits hold it."""
-        if spec.kept is not None or spec.overlays:
+        written (a zygote is in no box, and no box's limits hold it), or where something is mounted for one box."""
+        if spec.kept is not None or spec.overlays or spec.volumes:
             return None
         try:
             return tuple(Layer(source=str(self._layer(one)), target=one.target) for one in spec.layers)
@@ -234,7 +236,7 @@ class BubblewrapIsolation:
             tmp=str(directory / "tmp" if directory else runtime / "empty"),
             shm=str(directory / "shm" if directory else runtime / "empty"),
             layers=layers,
-            writable=box.writable if box is not None else (),
+            writable=box.files.writable if box is not None else (),
             is_writable=directory is not None,
         )
 
