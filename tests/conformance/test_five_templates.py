@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from sandboxkit.local import _child, images
-from sandboxkit.local._config import EngineConfig
+from sandboxkit import Endpoint
+from sandboxkit.local import images
 from sandboxkit.local.images._installed import versions
 from sandboxkit.template import Template
 
@@ -33,20 +32,9 @@ EDITS = {
 
 
 @pytest.fixture(scope="module")
-def options() -> Iterator[dict[str, Any]]:
-    """An engine, and the SDK's options for it; all templates are built, once, into the machine's cache."""
-    for name in APPS:
-        try:
-            images.find(name)
-        except Exception:
-            subprocess.run(
-                [sys.executable, "-m", "sandboxkit.cli", "templates", "build", name], check=True, timeout=900
-            )
-    isolation = os.environ["SANDBOXKIT_ISOLATION"]
-    engine = _child.start_engine(EngineConfig(isolation=isolation, log_level="warning", warm=0, max_sandboxes=20))
-    endpoint = engine.endpoint
-    yield {"api_key": endpoint.api_key, "api_url": endpoint.api_url, "sandbox_url": endpoint.sandbox_url}
-    engine.stop()
+def options(web_engine: Endpoint) -> dict[str, Any]:
+    """The SDK's options for an engine that has all templates."""
+    return {"api_key": web_engine.api_key, "api_url": web_engine.api_url, "sandbox_url": web_engine.sandbox_url}
 
 
 @pytest.fixture(params=APPS)
@@ -100,6 +88,33 @@ def test_it_answers_and_shows_an_edit(running: tuple[Template, Any]) -> None:
     until_it_says(sandbox, template, "/", template.file if template.id != "gradio-developer" else "app.py")
     sandbox.files.write(template.file, edit)
     until_it_says(sandbox, template, "/", "after the edit")
+
+
+def test_gradio_shows_what_was_written_last(options: dict[str, Any]) -> None:
+    """Also what is written while it starts, or while it loads the one before; its ready path answers once that is
+    loaded, with the traceback where it cannot be."""
+    from e2b import Sandbox
+
+    template = Template.get("gradio-developer")
+    assert template.ready is not None
+    edit = EDITS[template.id]
+    with Sandbox.create(template.id, timeout=900, **options) as sandbox:
+        sandbox.commands.run("sleep 1")
+        assert get(sandbox, template, "/")[0] == 0, "it does not answer yet"
+        sandbox.files.write(template.file, edit)
+        until_it_says(sandbox, template, template.ready, "loaded")
+        assert "after the edit" in get(sandbox, template, "/")[1]
+        slow = "import time\ntime.sleep(2)\n" + edit.replace("after the edit", "in between")
+        sandbox.files.write(template.file, slow)
+        sandbox.commands.run("sleep 1")
+        sandbox.files.write(template.file, edit.replace("after the edit", "at last"))
+        assert get(sandbox, template, template.ready) == (200, "loaded")
+        assert "at last" in get(sandbox, template, "/")[1]
+        sandbox.files.write(template.file, "1 / 0")
+        status, body = get(sandbox, template, template.ready)
+        assert (status, body.strip().splitlines()[-1]) == (500, "ZeroDivisionError: division by zero")
+        sandbox.files.write(template.file, edit)
+        assert get(sandbox, template, template.ready) == (200, "loaded")
 
 
 @pytest.mark.parametrize("running", ["nextjs-developer"], indirect=True)

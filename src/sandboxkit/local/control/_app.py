@@ -26,7 +26,8 @@ PIECE = 64 * 1024
 PACE = 0.01
 """Seconds of rest after a full piece: a program that prints without end does not keep the engine busy."""
 
-READY_POLL = 0.5
+READY_POLL = 2.0
+"""Only the log waits for it: each question is a shell and a program more for a machine that starts a server."""
 READY_WITHIN = 600.0
 
 
@@ -61,7 +62,9 @@ class App:
         sandbox_id = self._settings.sandbox_id
         try:
             await self._agent.make_dir(self._settings.workdir)
-            process, output = await self._run(self._command)
+            # A shell that stays shows the whole command as long as it runs, which is how it is found: programs rename
+            # themselves, npm does so twice before it starts anything.
+            process, output = await self._run(f"{self._command}\nexit $?")
         except (AgentError, AgentLost, OSError) as error:
             log(logging.WARNING, "app.failed", sandbox_id=sandbox_id, error=str(error))
             return
