@@ -192,3 +192,95 @@ def test_faults_are_told_from_outside() -> None:
     assert _entered.faults(8, good, init) == ["session"]
     elsewhere = _entered.Looks(status, {"pid": "pid:[2]"}, "0::/x", "1000", session=7, group=7)
     assert _entered.faults(7, elsewhere, init) == ["namespaces"]
+
+
+LOADS = """
+import os, subprocess, sys, time
+print("SECRET of a module", file=sys.stderr, flush=True)
+{}
+sys.argv[0] = __file__ = os.path.join(os.path.dirname(__file__), "really.py")
+exec(compile(open(__file__, "rb").read(), __file__, "exec"))
+"""
+MODULES = {
+    "fails": "raise ZeroDivisionError('SECRET of an exception')",
+    "starts a process": 'subprocess.Popen(["sleep", "3517"], start_new_session=True)',
+    "daemonizes": "if not os.fork():\n  if os.fork(): os._exit(0)\n  os.execlp('sleep', 'sleep', '3517')\nos.wait()",
+    "never ends": "time.sleep(3517)",
+    "takes no requests": "import socket; socket.socket(fileno=3).send(b'ready'); time.sleep(3517)",
+    "answers nobody": "import socket; s = socket.socket(fileno=3); s.send(b'ready'); time.sleep(3517)",
+}
+
+
+async def load(isolation: Any, code: str) -> Any:
+    """Have the zygote do something while it loads; what is said of it, and whether boxes are made all the same."""
+    import logging
+    import shutil
+    import time
+
+    from box_tools import run, small
+
+    from sandboxkit.local.isolation import _nursery
+
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(str(vars(record)))  # type: ignore[method-assign]
+    logging.getLogger("sandboxkit").addHandler(handler)
+    programs = isolation._namespace.runtime / "agent"
+    source = Path(_entry.__file__).with_name("zygote.py")
+    shutil.copyfile(source, programs / "really.py")
+    (programs / "zygote.py").unlink()
+    (programs / "zygote.py").write_text(LOADS.format(code))
+    _nursery.LOADED_WITHIN, _nursery.ENTERED_WITHIN = 2.0, 0.3
+    made = []
+    for number in range(8):
+        began = time.monotonic()
+        box = await isolation.create(small(f"box{number}"))
+        made.append((await run(box, ["echo", "made"])).output)
+    last = time.monotonic() - began
+    return {"said": said, "made": made, "zygotes": isolation.zygotes(), "last": last}
+
+
+QUICK = ("fails", "starts a process", "answers nobody")
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.full) for kind in MODULES]
+)
+def test_what_a_zygote_loads(box_runner: Any, kind: str) -> None:
+    """A module that starts processes, ends the zygote or keeps it: it is given up, boxes are made by exec, nothing of
+    it goes on outside of them, and no word that it has written is in a log."""
+    answer = box_runner(load, code=MODULES[kind])
+    assert answer["made"] == ["made\n"] * 8
+    assert not answer["zygotes"][0].isdigit(), answer["zygotes"]
+    assert answer["last"] < 2
+    assert answer["said"]
+    assert not any("SECRET" in line for line in answer["said"])
+    if kind == "fails":
+        assert any("ZeroDivisionError" in line for line in answer["said"])
+    running = [path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if b"\x003517" in _read(path)]
+    assert running == []
+
+
+async def bounded(isolation: Any) -> Any:
+    """The limits of a zygote."""
+    from box_tools import small
+
+    await isolation.create(small("one"))
+    (zygote,) = isolation.zygotes()
+    return Path(f"/proc/{zygote}/limits").read_text()
+
+
+def test_the_limits_of_a_zygote(box_runner: Any) -> None:
+    """It dumps no core, and may lock, queue and signal no more than an agent may."""
+    lines = [line.split("  ") for line in box_runner(bounded, zygote="only").splitlines()]
+    hard = {line[0]: [word.strip() for word in line[1:] if word.strip()][1] for line in lines[1:]}
+    assert hard["Max core file size"] == "0"
+    for number, name in ((2, "Max locked memory"), (4, "Max pending signals"), (6, "Max msgqueue size")):
+        assert int(hard[name]) <= dict(_entry.LIMITS)[_entry.LIMITS[number // 2][0]] + 1
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import signal
 import socket
 import struct
@@ -25,6 +26,7 @@ from sandboxkit.local._log import log
 from sandboxkit.local.agent._codec import pack
 from sandboxkit.local.isolation import _entered
 from sandboxkit.local.isolation._base import AGENT_PYTHON, BASE_PATH, ENV_PYTHON, HOME, PREFIX
+from sandboxkit.local.isolation._strays import end_strays
 from sandboxkit.local.isolation._waiting import until_readable
 from sandboxkit.local.isolation._warden_link import Warden, WardenLost, pid_of
 
@@ -32,7 +34,11 @@ LOADED_WITHIN = 30.0
 ENTERED_WITHIN = 10.0
 STARTS = 5
 """Zygotes that may end, one after another, without having served a box, before the nursery is given up."""
+ENTRIES = 20
+"""Forks, one after another, that may fail to enter a box that is there, before it is given up."""
 SAID = 2000
+WORDS = 300
+EXCEPTION = re.compile(r"^([A-Za-z_][A-Za-z0-9_.]{0,60})(?=: |$)", re.MULTILINE)
 ENVIRONMENT = {
     "PATH": f"{PREFIX}/env/bin:{BASE_PATH}",
     "HOME": HOME,
@@ -79,6 +85,7 @@ class Nursery:
         self._starting = asyncio.Lock()
         self._zygote: _Zygote | None = None
         self._vain_starts = 0
+        self._vain_entries = 0
         self.warden: Warden | None = None
         self.given_up = ""
         """Why it is not used any more; empty while it is."""
@@ -125,26 +132,45 @@ class Nursery:
         with ours:
             with theirs:
                 ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-                await zygote.ask(pack([box_filter]), (init, agent, theirs.fileno(), *cgroups))
+                try:
+                    zygote.ask(pack([box_filter]), (init, agent, theirs.fileno(), *cgroups))
+                except EntryFailed:
+                    self._lose(zygote)
+                    raise
             try:
                 async with asyncio.timeout(ENTERED_WITHIN):
                     await until_readable(ours.fileno())
             except TimeoutError:
+                self._lose(zygote)
                 raise EntryFailed("the zygote did not answer in time") from None
             said, pid = _report(ours)
         if said != b"entered":
-            words = said.decode("utf-8", "replace")
+            words = ascii(said.decode("utf-8", "replace"))[1:-1]
             if words.startswith("failed") or not words:
-                raise EntryFailed(words or "the zygote, or its fork, ended")
-            raise Refused(words.split(" "))
+                self._entered_not(init)
+                raise EntryFailed(words[:WORDS] or "the zygote, or its fork, ended")
+            raise Refused(words[:WORDS].split(" "))
         try:
             wrong = _entered.faults(pid, _entered.look_at(pid), _entered.look_at(pid_of(init)))
         except OSError as error:
             raise EntryFailed(f"what entered has ended: {error.strerror}") from error
         if wrong:
             raise Refused(wrong)
-        self._vain_starts = 0
+        self._vain_starts = self._vain_entries = 0
         return pid
+
+    def _lose(self, zygote: _Zygote) -> None:
+        """Let one go that serves nobody. Another one may do better; after some that did not, there is no other."""
+        if self._zygote is zygote:
+            self.rest()
+
+    def _entered_not(self, init: int) -> None:
+        """Count forks that did not enter a box which is there; after so many in a row there is no more hope."""
+        with contextlib.suppress(ProcessLookupError):
+            pid_of(init)
+            self._vain_entries += 1
+            if self._vain_entries >= ENTRIES:
+                self.give_up(f"{ENTRIES} forks, one after another, did not enter their boxes")
 
     def give_up(self, why: str) -> None:
         """Use it no more: agents are started by exec from now on."""
@@ -225,11 +251,12 @@ class _Zygote:
                 if not is_ready:
                     await until_readable(errors)
             if not is_ready:
-                said = os.read(errors, SAID).decode("utf-8", "replace").strip()
-                raise WardenLost(f"the zygote ended at its start. {said[-400:]}".rstrip())
+                raise WardenLost(f"the zygote ended at its start ({_exception(errors)})")
             tasks = os.listdir(f"/proc/{pid_of(pidfd)}/task")
             if len(tasks) != 1:
                 raise WardenLost(f"the zygote has {len(tasks)} tasks; a module has started a thread")
+            if end_strays(view, zygote=pid_of(pidfd)):
+                raise WardenLost("a module that the zygote has loaded has started a process")
             ours.setblocking(False)
             return cls(ours, pidfd)
         except BaseException as error:
@@ -238,13 +265,15 @@ class _Zygote:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 os.close(pidfd)
+            with contextlib.suppress(OSError):
+                end_strays(view, zygote=0)
             if isinstance(error, TimeoutError):
                 raise WardenLost("the zygote was not ready in time") from None
             raise
         finally:
             os.close(errors)
 
-    async def ask(self, payload: bytes, fds: Sequence[int]) -> None:
+    def ask(self, payload: bytes, fds: Sequence[int]) -> None:
         """Send a request. EntryFailed where it takes none."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
         try:
@@ -266,6 +295,13 @@ class _Zygote:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             os.close(self._pidfd)
             self._control.close()
+
+
+def _exception(errors: int) -> str:
+    """The name of the exception that a zygote ended with. No more of what it has written: that is its modules', and
+    would go into a log."""
+    found = EXCEPTION.findall(os.read(errors, SAID).decode("utf-8", "replace"))
+    return found[-1] if found else "it says no exception"
 
 
 def _report(sock: socket.socket) -> tuple[bytes, int]:

@@ -19,6 +19,7 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -171,6 +172,8 @@ def zygote(request: dict[str, Any], fds: list[int]) -> int:
         os.dup2(control, 3)
         os.closerange(4, 1 << 20)
         os.chdir(request["cwd"])
+        for limit, most in request["limits"]:
+            resource.setrlimit(limit, (most, most))
         # The right to do so without no_new_privs goes with the exec: this user is not root in any namespace.
         _maker.set_filter(filter_bytes)
         os.execve(request["argv"][0], request["argv"], request["environment"])

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sandboxkit.local.agent._entry import LIMITS
 from sandboxkit.local.isolation import _argv
 from sandboxkit.local.isolation._base import UID
 from sandboxkit.local.isolation._waiting import until_readable
@@ -88,7 +90,8 @@ class Warden:
 
     async def zygote(self, argv: Sequence[str], environment: dict[str, str], cwd: str, fds: Sequence[int]) -> int:
         """Start a zygote; returns a pidfd. `fds`: the view's first process, the filter, the socket, the errors."""
-        return await self._ask({"do": "zygote", "argv": argv, "environment": environment, "cwd": cwd}, fds)
+        request = {"do": "zygote", "argv": argv, "environment": environment, "cwd": cwd, "limits": _limits()}
+        return await self._ask(request, fds)
 
     async def _ask(self, request: dict[str, object], fds: Sequence[int]) -> int:
         if self.is_lost:
@@ -154,6 +157,16 @@ class Warden:
                 finally:
                     os.close(pidfd)
             self._process.wait()
+
+
+def _limits() -> list[tuple[int, int]]:
+    """What a zygote may have: one more than its forks keep, so that one which leaves that step out is still noticed."""
+    found = []
+    for number, value in LIMITS:
+        hard = resource.getrlimit(number)[1]
+        wanted = value + 1 if value else 0
+        found.append((number, wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)))
+    return found
 
 
 def pid_of(pidfd: int) -> int:
