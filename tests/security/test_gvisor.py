@@ -380,3 +380,35 @@ def test_bombs(on_gvisor: Any, ordinary: bool, kind: str) -> None:
     assert told["other"] == ["fine\n"]
     assert 0 <= told["peak"] < 192 + 96 + 128
     assert told["ended"] in ("killed", "memory", "agent", "engine")
+
+
+async def keep(isolation: Any) -> Any:
+    """Ask for what would need the files of a box."""
+    import tempfile
+    import threading
+    from dataclasses import replace
+
+    from box_tools import run, small
+
+    from sandboxkit.local.isolation._archive import Unkeepable
+
+    box = await isolation.create(small("keeps"))
+    told = []
+    with tempfile.TemporaryFile() as file:
+        try:
+            await box.save(file.fileno(), most=1 << 20, stop=threading.Event())
+        except Unkeepable as error:
+            told.append(str(error))
+        try:
+            await isolation.create(replace(small("starts"), files=file.fileno()))
+        except Unkeepable as error:
+            told.append(str(error))
+    return {"told": told, "lives": (await run(box, ["echo", "lives"])).output}
+
+
+def test_what_would_need_its_files(on_gvisor: Any) -> None:
+    """A copy of a box's files, and a box that starts with one, are refused by a name; the box goes on."""
+    answer = on_gvisor(keep)
+    assert len(answer["told"]) == 2
+    assert all("gvisor" in line for line in answer["told"])
+    assert answer["lives"] == "lives\n"
