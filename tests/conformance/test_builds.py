@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import threading
 import time
@@ -44,7 +45,8 @@ class World:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.config = EngineConfig(log_level="warning", warm=0, max_sandboxes=50)
+        isolation = os.environ["SANDBOXKIT_ISOLATION"]
+        self.config = EngineConfig(isolation=isolation, log_level="warning", warm=0, max_sandboxes=50)
         self.engine = _child.start_engine(self.config)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -41,7 +42,8 @@ def options() -> Iterator[dict[str, Any]]:
             subprocess.run(
                 [sys.executable, "-m", "sandboxkit.cli", "templates", "build", name], check=True, timeout=900
             )
-    engine = _child.start_engine(EngineConfig(log_level="warning", warm=0, max_sandboxes=20))
+    isolation = os.environ["SANDBOXKIT_ISOLATION"]
+    engine = _child.start_engine(EngineConfig(isolation=isolation, log_level="warning", warm=0, max_sandboxes=20))
     endpoint = engine.endpoint
     yield {"api_key": endpoint.api_key, "api_url": endpoint.api_url, "sandbox_url": endpoint.sandbox_url}
     engine.stop()

@@ -199,6 +199,28 @@ def test_the_async_sdk_does_the_same(sdk: Options) -> None:
     assert asyncio.run(scenario()) == ["0", "1", "2"]
 
 
+def parents() -> dict[int, int]:
+    """The parent of each process that has not ended."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            except OSError:
+                continue
+            if state not in "ZX":
+                found[int(entry.name)] = int(parent)
+    return found
+
+
+def below(pid: int) -> set[int]:
+    """All that hang on a process, itself included: its sandboxes' programs, or on gVisor what runs them."""
+    tree, found = parents(), {pid}
+    while more := {child for child, parent in tree.items() if parent in found} - found:
+        found |= more
+    return found
+
+
 def test_a_killed_engine_leaves_no_paused_sandbox(tmp_path: Path) -> None:
     """Processes that are stopped end too when the engine is killed outright."""
     import signal
@@ -217,22 +239,10 @@ def test_a_killed_engine_leaves_no_paused_sandbox(tmp_path: Path) -> None:
     endpoint = engine.endpoint
     options = {"api_key": endpoint.api_key, "api_url": endpoint.api_url, "sandbox_url": endpoint.sandbox_url}
     sandbox = e2b.Sandbox.create("base", timeout=120, **options)  # type: ignore[arg-type]
-    marker = f"sleep 98{os.getpid()}"
-    sandbox.commands.run(marker, background=True)
-
-    def runs() -> bool:
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    if marker.encode() == (entry / "cmdline").read_bytes().replace(b"\0", b" ").strip():
-                        return True
-                except OSError:
-                    continue
-        return False
-
-    wait_until(runs)
+    sandbox.commands.run("sleep 1000", background=True)
+    own = below(engine.pid)
     sandbox.pause()
-    assert runs()
+    assert own <= below(engine.pid), "all are there, and stand still"
     os.kill(engine.pid, signal.SIGKILL)
-    wait_until(lambda: not runs())
+    wait_until(lambda: not own & set(parents()))
     engine.stop()

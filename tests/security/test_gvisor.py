@@ -412,3 +412,26 @@ def test_what_would_need_its_files(on_gvisor: Any) -> None:
     assert len(answer["told"]) == 2
     assert all("gvisor" in line for line in answer["told"])
     assert answer["lives"] == "lives\n"
+
+
+async def overlaid(isolation: Any) -> Any:
+    """Ask for a box with a template's own files, to be written over."""
+    from dataclasses import replace
+
+    from box_tools import small
+
+    from sandboxkit.errors import UnsupportedOption
+    from sandboxkit.local.isolation._base import HOME, Overlay
+
+    try:
+        await isolation.create(replace(small("over"), overlays=(Overlay(target=HOME, lowers=("/usr/share",)),)))
+    except UnsupportedOption as error:
+        return str(error)
+    return "made"
+
+
+def test_what_cannot_be_had(on_gvisor: Any) -> None:
+    """A template with files of its own is refused by name, with what to use instead."""
+    said = on_gvisor(overlaid)
+    assert "gVisor" in said
+    assert "bubblewrap" in said
