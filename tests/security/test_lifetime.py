@@ -202,9 +202,26 @@ def test_killed_engine(repository: Path, victim: str) -> None:
         shutil.rmtree(report, ignore_errors=True)
 
 
+def _memory_group() -> Path | None:
+    """Our cgroup of version 1's memory hierarchy."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _number, names, path = line.split(":", 2)
+        if "memory" in names.split(",") and Path(f"/sys/fs/cgroup/memory{path}").is_dir():
+            return Path(f"/sys/fs/cgroup/memory{path}")
+    return None
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="root makes these cgroups")
-def test_cgroups_of_a_forgotten_engine(repository: Path) -> None:
-    """Cgroups of a dead engine go at the next root start even when its state directory has been deleted."""
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
+def test_cgroups_of_a_forgotten_engine(repository: Path, elsewhere: bool) -> None:
+    """Cgroups of a dead engine go at the next root start even when its state directory has been deleted, and when the
+    next one lives in another memory cgroup (of another session, say) than it did."""
+    group = _memory_group()
+    if group is None:
+        pytest.skip("no cgroup version 1 here")
+    if elsewhere:
+        group = group / f"session-{os.getpid()}"
+        group.mkdir()
     roots = [Path(tempfile.mkdtemp(prefix="sandboxkit-boxes-", dir="/tmp")) for _ in range(2)]
     code = (
         "import sys; from sandboxkit.local.isolation import enter; "
@@ -212,13 +229,17 @@ def test_cgroups_of_a_forgotten_engine(repository: Path) -> None:
     )
     try:
         name = f"forgotten-{os.getpid()}"
+        join = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group)]
         first = subprocess.Popen(
-            [sys.executable, "-c", code, str(roots[0] / name)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/"
+            [*join, sys.executable, "-c", code, str(roots[0] / name)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd="/",
         )
         assert first.stdout is not None
         assert first.stdin is not None
         assert first.stdout.readline() == b"\n"
-        groups = list(Path("/sys/fs/cgroup").glob(f"*/sandboxkit-{name}-*"))
+        groups = [*Path("/sys/fs/cgroup").glob(f"*/sandboxkit-{name}-*"), *group.glob(f"sandboxkit-{name}-*")]
         first.kill()
         first.wait(30)
         first.stdin.close()
@@ -239,6 +260,8 @@ def test_cgroups_of_a_forgotten_engine(repository: Path) -> None:
     finally:
         for root in roots:
             shutil.rmtree(root, ignore_errors=True)
+        if elsewhere:
+            group.rmdir()
 
 
 def test_engines_that_start_together(repository: Path) -> None:

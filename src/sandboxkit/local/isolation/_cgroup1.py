@@ -42,7 +42,7 @@ def make_parents(name: str, uid: int) -> tuple[Parent, ...]:
     _reap_dead()
     parents = []
     # LIFE first: another engine that starts meanwhile must not take the others for a dead one's.
-    for controllers, base in sorted(_bases(), key=lambda each: LIFE not in each[0]):
+    for controllers, base, _top in sorted(_bases(), key=lambda each: LIFE not in each[0]):
         path = base / directory_name(name)
         try:
             if LIFE in controllers:
@@ -70,12 +70,21 @@ def _settle_in(path: Path) -> None:
 def _reap_dead() -> None:
     """Remove directories of dead engines whose state directories nobody will look at again. An engine lives as long as
     there is a process in its directory of the `freezer` hierarchy, where it otherwise does nothing."""
-    life = next((base for controllers, base in _bases() if LIFE in controllers), None)
-    if life is None:
-        return
-    for path in subdirectories(life):
-        if path.name.startswith(PREFIX) and not _lives(path):
-            remove_parents(path.name.removeprefix(PREFIX))
+    if any(LIFE in controllers for controllers, _base, _top in _bases()):
+        for places in _engines().values():
+            _remove(places)
+
+
+def _engines() -> dict[str, list[tuple[Path, bool]]]:
+    """The directories of all engines, each with whether it is one of LIFE's. They may lie anywhere: an engine that
+    lived in another cgroup of one hierarchy (of another session, say) may have lived in ours of LIFE's."""
+    found: dict[str, list[tuple[Path, bool]]] = {}
+    for controllers, _base, top in _bases():
+        for folder, below, _files in os.walk(top):
+            for name in [name for name in below if name.startswith(PREFIX)]:
+                below.remove(name)
+                found.setdefault(name, []).append((Path(folder, name), LIFE in controllers))
+    return found
 
 
 def _lives(life: Path) -> bool:
@@ -89,20 +98,22 @@ def _lives(life: Path) -> bool:
 
 
 def remove_parents(name: str) -> None:
-    """Remove a dead engine's directories and those of its boxes. A busy machine takes its time to let many killed
-    processes go; where it takes too long, the directory of LIFE stays, by which the next engine finds the rest."""
+    """Remove a dead engine's directories and those of its boxes."""
+    _remove(_engines().get(directory_name(name), []))
+
+
+def _remove(places: list[tuple[Path, bool]]) -> None:
+    """Remove the directories of one engine unless it lives. A busy machine takes its time to let many killed processes
+    go; where it takes too long, the directory of LIFE stays, and the next engine goes on."""
     deadline = time.monotonic() + REMOVED_WITHIN
-    bases = sorted(_bases(outside=name), key=lambda each: LIFE in each[0])
-    life = None
-    for controllers, base in bases:
-        if LIFE in controllers and (base / directory_name(name)).is_dir():
-            life = base / directory_name(name)
-            with contextlib.suppress(OSError):  # we may be in it ourselves
-                (base / "cgroup.procs").write_text(str(os.getpid()))
-    for _controllers, base in bases:
-        path = base / directory_name(name)
+    lives = [path for path, is_life in places if is_life]
+    for life in lives:
+        with contextlib.suppress(OSError):
+            if str(os.getpid()) in (life / "cgroup.procs").read_text().split():
+                (life.parent / "cgroup.procs").write_text(str(os.getpid()))
+    for path, _is_life in sorted(places, key=lambda each: each[1]):
         for directory in (*subdirectories(path), path):
-            if life is not None and _lives(life):
+            if any(map(_lives, lives)):
                 return  # it has just been started, and was not there yet when it was looked for
             if not remove_directory(directory, until=deadline):
                 return
@@ -184,8 +195,8 @@ class BoxCgroups:
         return int((self._paths[controller] / name).read_text())
 
 
-def _bases(outside: str = "") -> list[tuple[tuple[str, ...], Path]]:
-    """Our own cgroup of each wanted version 1 hierarchy; the one above it, where ours is that of engine `outside`."""
+def _bases() -> list[tuple[tuple[str, ...], Path, Path]]:
+    """Our own cgroup of each wanted version 1 hierarchy, and the top of what is shown of it."""
     ours: dict[str, str] = {}
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
@@ -193,8 +204,6 @@ def _bases(outside: str = "") -> list[tuple[tuple[str, ...], Path]]:
         return []
     for line in lines:
         _number, names, path = line.split(":", 2)
-        if outside:
-            path = path.removesuffix("/" + directory_name(outside)) or "/"
         for name in names.split(","):
             ours[name] = path
     bases = []
@@ -208,7 +217,8 @@ def _bases(outside: str = "") -> list[tuple[tuple[str, ...], Path]]:
         if wanted and wanted[0] in ours:
             # In a container the mount may show a part of the tree, whose root our path begins with.
             relative = os.path.relpath(ours[wanted[0]], root) if root != "/" else ours[wanted[0]].lstrip("/")
-            bases.append((wanted, Path(point) if relative.startswith("..") else Path(point, relative)))
+            top = Path(point)
+            bases.append((wanted, top if relative.startswith("..") else Path(top, relative), top))
     return bases
 
 
