@@ -90,7 +90,13 @@ class Warden:
 
     async def zygote(self, argv: Sequence[str], environment: dict[str, str], cwd: str, fds: Sequence[int]) -> int:
         """Start a zygote; returns a pidfd. `fds`: the view's first process, the filter, the socket, the errors."""
-        request = {"do": "zygote", "argv": argv, "environment": environment, "cwd": cwd, "limits": _limits()}
+        request: dict[str, object] = {
+            "do": "zygote",
+            "argv": argv,
+            "environment": environment,
+            "cwd": cwd,
+            "limits": _limits(),
+        }
         return await self._ask(request, fds)
 
     async def _ask(self, request: dict[str, object], fds: Sequence[int]) -> int:
