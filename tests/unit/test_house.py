@@ -175,18 +175,6 @@ def test_ci_runs_the_command_of_the_readme(repository: Path) -> None:
     assert last.replace(" --quiet", "").replace('"$python"', "python3") == command
 
 
-def test_security_promises_name_tests_that_exist(repository: Path) -> None:
-    """Each test that SECURITY.md names as the trial of a promise is there, and each promise names one."""
-    text = (repository / "SECURITY.md").read_text()
-    rows = text.partition("| promise |")[2].partition("\n\n")[0].splitlines()[2:]
-    assert len(rows) > 10
-    for row in rows:
-        named = re.findall(r"`(tests/[\w/.]+)`", row.rstrip(" |").rpartition("|")[2])
-        assert named, row
-        for name in named:
-            assert (repository / name).exists(), name
-
-
 def test_each_weakness_of_what_this_replaces_has_its_test(repository: Path) -> None:
     """W1 to W16, the defects of the application that this library replaces: each is in the name of a test at least."""
     names = re.compile(r"^(?:async )?def test_((?:w\d+_)+)", re.MULTILINE)
