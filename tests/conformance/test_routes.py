@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from sandboxkit import AsyncSandboxPool
+from sandboxkit import AsyncSandboxPool, errors
 from sandboxkit._types import Endpoint
 from sandboxkit.adapters.asgi import routes
 
@@ -76,3 +76,45 @@ async def test_w10_no_link_leads_out(engine: Endpoint) -> None:
             fragment = {"template": "code-interpreter-v1", "code": "import os; os.listdir('/tmp/out')"}
             done = await client.post("/api/sandbox", json={"fragment": fragment})
             assert done.json()["execution"]["results"][0]["text"] == "[]"
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+async def test_w8_an_app_over_http(engine: Endpoint) -> None:
+    """The URL answers when it is told, for a fragment that names no port; the log is there; a second run changes the
+    app that runs; one that cannot run is a 422 with the end of its log, and one whose package is missing names it."""
+    images = pytest.importorskip("sandboxkit.local.images", reason="the engine is Linux's")
+    try:
+        images.find("streamlit-developer")
+    except errors.TemplateNotBuilt:
+        pytest.skip("not built here: sandboxkit templates build streamlit-developer")
+    async with AsyncSandboxPool(endpoint=engine) as pool:
+        transport = httpx.ASGITransport(app=routes(pool, authorize=who))
+        alice = {"x-user": "alice"}
+        async with (
+            httpx.AsyncClient(transport=transport, base_url="http://app", headers=alice, timeout=120) as client,
+            httpx.AsyncClient(timeout=30, trust_env=False) as browser,
+        ):
+
+            async def run(code: str) -> httpx.Response:
+                fragment = {"template": "streamlit-developer", "code": code, "port": None}
+                return await client.post("/api/sandbox", json={"fragment": fragment})
+
+            done = await run("import streamlit as st\nst.title('one')")
+            assert done.status_code == 200, done.text
+            url = httpx.URL(done.json()["url"])
+            assert url.host == f"8501-{done.json()['sandbox_id']}.localhost"
+            page = await browser.get(url.copy_with(host="127.0.0.1"), headers={"host": url.netloc.decode()})
+            assert (page.status_code, "<title>Streamlit" in page.text) == (200, True)
+            at = f"/api/sandbox/{done.json()['sandbox_id']}"
+            assert "8501" in (await client.get(f"{at}/logs")).json()["log"]
+            again = await run("import streamlit as st\nst.title('two')")
+            assert (again.json()["sandbox_id"], again.json()["url"]) == (done.json()["sandbox_id"], done.json()["url"])
+            broken = await run("import streamlit as st\nst.title('two'")
+            assert (broken.status_code, broken.json()["error"]["code"]) == (422, "app_start_failed")
+            assert "SyntaxError" in broken.json()["error"]["log_tail"]
+            missing = await run("import streamlit as st\nimport folium")
+            assert (missing.status_code, missing.json()["error"]["dependencies"]) == (422, ["folium"])
+            page = await browser.get(url.copy_with(host="127.0.0.1"), headers={"host": url.netloc.decode()})
+            assert page.status_code == 200, "what ran before goes on"
+            assert (await client.delete(at)).status_code == 204

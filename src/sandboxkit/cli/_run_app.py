@@ -17,7 +17,7 @@ from rich.text import Text
 from sandboxkit.cli import FAILED, report
 from sandboxkit.cli._what import Given
 from sandboxkit.errors import FragmentError, NotFound
-from sandboxkit.runner._inside import FIND_GROUPS, ending, needle, read_groups
+from sandboxkit.runner._inside import ending, finding, read_groups
 from sandboxkit.template import Template
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ def _make_room(session: Session, given: Given) -> None:
     """Remove what a project takes the place of, and end the server that has begun with it: it would not look again."""
     start = Template.get(given.fragment.template).start
     if start is not None:
-        found = session.run_command(FIND_GROUPS, envs={"NEEDLE": needle(start)})
-        if groups := read_groups(found.stdout):
+        line, envs = finding(start)
+        if groups := read_groups(session.run_command(line, envs=envs).stdout):
             session.run_command(ending(groups))
     for path in given.replaces:
         with contextlib.suppress(NotFound):

@@ -80,7 +80,7 @@ async def tail(sandbox: ProviderSandbox, log: str, size: int = TAIL) -> str:
 # -- processes ----------------------------------------------------------------------------------------------------
 
 # By what bash has of its own: a program for each process would cost a starting server a tenth of its time.
-FIND_GROUPS = r"""
+_FIND = r"""
 group() { local stat; mapfile -d '' -t stat <"/proc/$1/stat" && set -- ${stat##*) } && [ "$1" != Z ] && echo "$3"; }
 own=$(group $$)
 for one in /proc/[0-9]*; do
@@ -95,12 +95,12 @@ done 2>/dev/null | sort -un
 async def groups_of(sandbox: ProviderSandbox, start: str) -> tuple[int, ...]:
     """The process groups in which a start command runs."""
     # In a variable: on a command line the search would find itself.
-    done = await _ask(sandbox, FIND_GROUPS, envs={"NEEDLE": needle(start)})
+    done = await _ask(sandbox, _FIND, envs={"NEEDLE": needle(start)})
     return read_groups(done.stdout)
 
 
 def read_groups(told: str) -> tuple[int, ...]:
-    """What FIND_GROUPS has printed."""
+    """What the line of `finding` has printed."""
     return tuple(int(word) for word in told.split() if word.isascii() and word.isdigit() and int(word) > 1)
 
 
@@ -116,6 +116,11 @@ def ending(groups: Sequence[int]) -> str:
     alive = f"kill -0 -- {named} 2>/dev/null"
     waits = f"for i in 1 2 3 4 5 6 7 8 9 10; do {alive} || break; sleep 0.1; done"
     return f"kill -TERM -- {named} 2>/dev/null; {waits}; kill -KILL -- {named} 2>/dev/null; true"
+
+
+def finding(start: str) -> tuple[str, dict[str, str]]:
+    """The line that prints the process groups in which a start command runs, and the variables that it needs."""
+    return _FIND, {"NEEDLE": needle(start)}
 
 
 def needle(start: str) -> str:
