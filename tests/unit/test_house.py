@@ -17,6 +17,7 @@ GENERATED = "src/sandboxkit/_sync.py"
 LINUX_ONLY = ("fcntl", "pty", "resource", "termios")
 
 KERNEL_NEEDS = {"IPython", "e2b_charts", "matplotlib", "orjson", "pandas", "traitlets"}
+KERNEL_NEEDS |= {"jupyter_client", "zmq"}  # for the kernels of other languages
 
 # Spelt so that this file does not name what it forbids.
 INDEX_HOSTS = tuple(".".join(parts) for parts in (("pypi", "org"), ("pythonhosted", "org"), ("npmjs", "org")))

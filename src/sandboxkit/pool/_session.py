@@ -124,7 +124,8 @@ class AsyncSession:
 
         Args:
             code: what to run; variables stay for the next call.
-            language: of the code. The engine on this machine has Python only.
+            language: of the code, `"python"` by default. The engine on this machine has JavaScript, TypeScript, bash,
+                and whatever else the sandbox has a Jupyter kernel for.
             context: the id of an interpreter context; the language's default one when None.
             timeout: seconds that it may take; `TimeoutPolicy.code` when None.
             envs: environment variables for this call alone.

@@ -68,7 +68,7 @@ class HostAgent:
         assert argv[0] == ENV_PYTHON
         assert set(fds) == {1, 2, 3}
         # The box has the environment's own interpreter; here it is this one, with the environment's packages.
-        program = [base_python(), os.path.abspath(kernel_program.__file__)]
+        program = [base_python(), os.path.abspath(kernel_program.__file__), *argv[2:]]
         environment = {**envs, "PYTHONPATH": self._packages, "HOME": cwd}
         # Copies out of the way of 1 to 3, which `pass_fds` cannot renumber.
         shell = 'exec "$0" "$@" 1>&"$OUT" 2>&"$ERR" 3>&"$WIRE"'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -198,7 +199,7 @@ def test_many_empty_messages_take_no_more_memory_than_large_ones(play: Callable[
         code = "for i in range(20_000):\n    display({'text/plain': ''}, raw=True)"
         events = client.start(code).events()
         assert (await anext(events))["type"] == "number_of_executions"
-        kernel = client.service._default._kernel.result()
+        kernel = client.service._defaults["python"]._kernel.result()
         most = 0
         async for event in events:
             if event["type"] == "result":
@@ -241,5 +242,27 @@ def test_a_large_result_arrives_whole(play: Callable[..., None]) -> None:
     async def scenario(client: Any) -> None:
         events = await client.run("'é' * (4 << 20)")
         assert events.main["text"] == "é" * (4 << 20)
+
+    play(scenario)
+
+
+def test_code_that_a_dead_kernel_never_began_runs_in_the_next_one(play: Callable[..., None]) -> None:
+    """A kernel may die just before it is asked: nothing has run, so the code runs in a fresh one, and says so."""
+
+    async def scenario(client: Any) -> None:
+        await client.run("lost = 1")
+        kernel = client.service._defaults["python"]._kernel.result()
+        # Stopped first, so that it cannot have begun when it dies with the code in its socket.
+        pid = kernel._process.pid
+        os.kill(pid, signal.SIGSTOP)
+        events = client.start("'lost' in globals()").events()
+        killing = asyncio.get_running_loop().call_later(0.1, os.kill, pid, signal.SIGKILL)
+        heard = [event async for event in events]
+        killing.cancel()
+        kinds = [event["type"] for event in heard]
+        assert kinds[0] == "stderr"
+        assert "fresh one" in heard[0]["text"]
+        assert [event["text"] for event in heard if event["type"] == "result"] == ["False"]
+        assert kinds[-1] == "end_of_execution"
 
     play(scenario)

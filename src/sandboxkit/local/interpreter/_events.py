@@ -56,6 +56,7 @@ class CellLines:
         self._cell = cell
         make = codecs.getincrementaldecoder("utf-8")
         self._decoders = {"stdout": make("replace"), "stderr": make("replace")}
+        self.has_begun = False
         self.ended: Ended | None = None
         self.gone: Gone | None = None
 
@@ -72,6 +73,7 @@ class CellLines:
                 case Printed(stream, data):
                     lines += self._text(stream, data, timestamp=timestamp, final=False)
                 case Began(self._cell, count):
+                    self.has_begun = True
                     lines.append(line("number_of_executions", execution_count=count))
                 case Shown(self._cell, kind, fields):
                     # The fields are an object already; only its type is missing.

@@ -10,6 +10,8 @@ where the head is a JSON object of at most 64 KiB and the body at most 64 MiB. T
 
     {"op": "adopt"}                   body: {"envs": {name: value}}: the kernel's own environment from now on
 
+    {"op": "interrupt"}               to kernels that no signal reaches while code runs
+
 with N counting up, one cell at a time, and the kernel answers, for that N,
 
     {"op": "ready"}                                 once, before anything else
@@ -92,6 +94,11 @@ def execute(cell: int, code: str, envs: Mapping[str, str]) -> bytes:
 def adopt(envs: Mapping[str, str]) -> bytes:
     """The frame that adds to the kernel's environment; it has no answer."""
     return frame({"op": "adopt"}, json.dumps({"envs": dict(envs)}).encode())
+
+
+def interrupt() -> bytes:
+    """The frame that interrupts the cell that runs; it has no answer but the cell's end."""
+    return frame({"op": "interrupt"})
 
 
 def frame(head: Mapping[str, Any], body: bytes = b"") -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import errno
 import fcntl
 import itertools
 import os
@@ -19,10 +20,10 @@ import termios
 from collections.abc import Mapping
 
 from sandboxkit.local.interpreter._events import Gone, Item, Printed, Stream
-from sandboxkit.local.interpreter._frames import Began, Decoder, FrameError, Ready, Shown, adopt, execute
-from sandboxkit.local.isolation._base import ENV_PYTHON, PREFIX, Agent, AgentLost, ExitStatus, Process
+from sandboxkit.local.interpreter._frames import Began, Decoder, FrameError, Ready, Shown, adopt, execute, interrupt
+from sandboxkit.local.interpreter._languages import NO_KERNEL, Language
+from sandboxkit.local.isolation._base import Agent, AgentError, AgentLost, ExitStatus, Process
 
-KERNEL = f"{PREFIX}/agent/kernel.py"
 START_TIMEOUT = 30.0
 EXIT_TIMEOUT = 0.5
 """How long a kernel that is stopped gets to run its exit functions."""
@@ -44,11 +45,16 @@ class KernelFailed(Exception):
     """A kernel did not start; the message says what it said."""
 
 
+class NoKernel(KernelFailed):
+    """There is no kernel for the language in this sandbox."""
+
+
 class Kernel:
     """A running kernel. One cell at a time; who runs it takes what comes until it has ended."""
 
-    def __init__(self, process: Process, sock: socket.socket, pipes: Mapping[Stream, int]) -> None:
+    def __init__(self, language: Language, process: Process, sock: socket.socket, pipes: Mapping[Stream, int]) -> None:
         self._loop = asyncio.get_running_loop()
+        self._language = language
         self._process = process
         self._socket = sock
         self._pipes = dict(pipes)
@@ -65,6 +71,7 @@ class Kernel:
         """Set once nothing more can come from it."""
         self._has_begun = True
         """Whether the kernel has said that it runs the last cell."""
+        self._is_without_kernel = False
         self._first = b""
         """What is to be sent before the next cell."""
         self.cell = 0
@@ -72,11 +79,12 @@ class Kernel:
         self._resume()
 
     @classmethod
-    async def start(cls, agent: Agent, *, envs: Mapping[str, str], cwd: str) -> Kernel:
+    async def start(cls, agent: Agent, language: Language, *, envs: Mapping[str, str], cwd: str) -> Kernel:
         """Start a kernel and wait until it takes cells.
 
         Raises:
             KernelFailed: it ended before it was ready, or was not ready in time.
+            NoKernel: the sandbox has none for this language.
             AgentError: it could not be started: ENOENT for a missing `cwd`.
             AgentLost: the sandbox is gone.
         """
@@ -86,11 +94,14 @@ class Kernel:
             raise KernelFailed(f"The engine has no means left to start an interpreter: {error.strerror}.") from error
         try:
             fds = {1: pipes[0][1], 2: pipes[1][1], 3: theirs.fileno()}
-            process = await agent.spawn([ENV_PYTHON, KERNEL], envs=envs, cwd=cwd, fds=fds)
-        except BaseException:
+            process = await agent.spawn(language.argv, envs=envs, cwd=cwd, fds=fds)
+        except BaseException as error:
             ours.close()
             for reader, _ in pipes:
                 os.close(reader)
+            program = language.argv[0]
+            if isinstance(error, AgentError) and error.errno == errno.ENOENT and error.path == program:
+                raise NoKernel(_without(language, f"there is no {program} in this sandbox")) from error
             raise
         finally:
             theirs.close()
@@ -99,7 +110,7 @@ class Kernel:
         ours.setblocking(False)
         for reader, _ in pipes:
             os.set_blocking(reader, False)
-        kernel = cls(process, ours, {"stdout": pipes[0][0], "stderr": pipes[1][0]})
+        kernel = cls(language, process, ours, {"stdout": pipes[0][0], "stderr": pipes[1][0]})
         try:
             await kernel._until_ready()
         except BaseException:
@@ -122,6 +133,8 @@ class Kernel:
                             said = (said + item.data)[-TAIL:]
                         if isinstance(item, Gone):
                             how = await self.ending()
+                            if self._is_without_kernel:
+                                raise NoKernel(_without(self._language, _text(said)))
                             raise KernelFailed(f"The interpreter {how} before it was ready. {_text(said)}".rstrip())
         except TimeoutError:
             message = f"The interpreter was not ready within {START_TIMEOUT:.0f} s. {_text(said)}"
@@ -142,12 +155,20 @@ class Kernel:
         if self.gone is not None:
             self._add(self.gone, 0)
             return self.cell
-        # A task, because a frame that was begun must be finished, whoever waits for the cell.
         frames, self._first = self._first + execute(self.cell, code, envs), b""
-        sending = self._loop.create_task(self._loop.sock_sendall(self._socket, frames))
+        self._send(frames)
+        return self.cell
+
+    def _send(self, frames: bytes) -> None:
+        # A task, because a frame that was begun must be finished, whoever waits for the cell.
+        sending = self._loop.create_task(self._send_after(self._sending, frames))
         sending.add_done_callback(lambda task: task.cancelled() or task.exception())
         self._sending = sending
-        return self.cell
+
+    async def _send_after(self, earlier: asyncio.Task[None] | None, frames: bytes) -> None:
+        if earlier is not None and not earlier.done():
+            await asyncio.wait({earlier})
+        await self._loop.sock_sendall(self._socket, frames)
 
     async def take(self, *, linger: float = 0.0, timeout: float | None = None) -> list[Item]:
         """Wait until something has come, and take all of it. Nothing is lost on cancellation.
@@ -184,6 +205,11 @@ class Kernel:
 
     async def interrupt(self, agent: Agent, *, group: bool) -> None:
         """Send SIGINT: to the kernel alone, or to its children as well."""
+        if self._language.interrupted_by == "frame":
+            if self.gone is None and not self._closed:
+                self._send(interrupt())
+            if not group:
+                return
         await agent.signal(self._process.pid, signal.SIGINT, group=group)
 
     # -- the end --------------------------------------------------------------------------------------------------
@@ -201,6 +227,7 @@ class Kernel:
                 status = await self._process.wait()
         except TimeoutError:
             return "closed its socket"
+        self._is_without_kernel = status.code == NO_KERNEL
         return _in_words(status)
 
     async def stop(self, agent: Agent) -> None:
@@ -332,6 +359,10 @@ def _connections() -> tuple[socket.socket, socket.socket, list[tuple[int, int]]]
         theirs.close()
         raise
     return ours, theirs, pipes
+
+
+def _without(language: Language, why: str) -> str:
+    return f"Language {language.name!r} is not supported here: {why or 'it has no kernel'}."
 
 
 def _text(said: bytes) -> str:

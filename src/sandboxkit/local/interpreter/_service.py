@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import errno
 import hmac
 import json
@@ -19,12 +18,12 @@ from starlette.types import Receive, Scope, Send
 from sandboxkit.local import _answers
 from sandboxkit.local._sandbox import SandboxSettings
 from sandboxkit.local.interpreter._contexts import Context
-from sandboxkit.local.interpreter._kernel import KernelFailed
+from sandboxkit.local.interpreter._kernel import KernelFailed, NoKernel
+from sandboxkit.local.interpreter._languages import DEFAULTS, PYTHON, Language, UnknownLanguage, language
 from sandboxkit.local.isolation._base import Agent, AgentError, AgentLost
 
 MAX_REQUEST = 16 * 1024 * 1024
 MAX_CONTEXTS = 64
-LANGUAGES = {"python": "python", "python3": "python"}
 
 
 class Refused(Exception):
@@ -40,8 +39,6 @@ class Cell:
     """A valid request to run code."""
 
     code: str
-    context_id: str | None
-    language: str | None
     envs: dict[str, str]
 
 
@@ -56,8 +53,11 @@ class InterpreterService:
         self._settings = settings
         self._tasks: set[asyncio.Task[None]] = set()
         self._contexts: dict[str, Context] = {}
-        self._default: Context | None = None
-        self._default_context().start()
+        self._defaults: dict[str, Context] = {}
+        for name in DEFAULTS:
+            self._default_context(language(name))
+        # Only Python's starts now: it is what nearly everybody uses.
+        self._default_context(PYTHON).start()
 
     def pause(self) -> None:
         """Be ready for the box to be stopped: cells that run go on after it, though their clients are cut off now."""
@@ -79,7 +79,7 @@ class InterpreterService:
 
     async def aclose(self) -> None:
         """Let go of everything; the box is expected to end next. Idempotent."""
-        contexts, self._contexts, self._default = list(self._contexts.values()), {}, None
+        contexts, self._contexts, self._defaults = list(self._contexts.values()), {}, {}
         for context in contexts:
             await context.aclose()
         tasks = list(self._tasks)
@@ -121,37 +121,45 @@ class InterpreterService:
 
     # -- contexts -------------------------------------------------------------------------------------------------
 
-    def _default_context(self) -> Context:
-        if self._default is None:
-            self._default = self._new_context(self._settings.workdir)
-        return self._default
+    def _default_context(self, wanted: Language) -> Context:
+        if wanted.name not in self._defaults:
+            self._defaults[wanted.name] = self._new_context(self._settings.workdir, wanted)
+        return self._defaults[wanted.name]
 
-    def _new_context(self, cwd: str) -> Context:
+    def _new_context(self, cwd: str, wanted: Language) -> Context:
+        if len(self._contexts) >= MAX_CONTEXTS:
+            raise Refused(_answers.error(400, f"A sandbox has at most {MAX_CONTEXTS} contexts; remove one first."))
         envs = self._settings.base_environment()
-        context = Context(self._agent, envs=envs, cwd=cwd, language="python", spawn=self._spawn)
+        context = Context(self._agent, envs=envs, cwd=cwd, language=wanted, spawn=self._spawn)
         self._contexts[context.id] = context
         return context
 
     async def _create(self, request: Request) -> Response:
         wanted = await _json(request)
         cwd = _text(wanted, "cwd") or self._settings.workdir
-        _python(_text(wanted, "language"))
-        if len(self._contexts) >= MAX_CONTEXTS:
-            raise Refused(_answers.error(400, f"A sandbox has at most {MAX_CONTEXTS} contexts; remove one first."))
-        context = self._new_context(cwd)
+        context = self._new_context(cwd, _language(_text(wanted, "language")))
+        await self._started(context)
+        return JSONResponse(context.describe())
+
+    async def _started(self, context: Context) -> None:
+        """Wait for a new context's kernel; what does not start leaves no context."""
         try:
             await context.started(context.start())
         except BaseException as error:
-            self._contexts.pop(context.id, None)
+            self._forget(context)
             await context.remove()
             if isinstance(error, AgentError):
-                missing = error.errno in (errno.ENOENT, errno.ENOTDIR) and error.path == cwd
-                message = f"cwd {cwd!r} does not exist" if missing else f"The interpreter did not start: {error}"
+                missing = error.errno in (errno.ENOENT, errno.ENOTDIR) and error.path == context.cwd
+                message = f"cwd {context.cwd!r} does not exist" if missing else f"The kernel did not start: {error}"
                 raise Refused(_answers.error(400 if missing else 500, message)) from error
             if isinstance(error, KernelFailed):
-                raise Refused(_answers.error(500, str(error))) from error
+                raise Refused(_answers.error(400 if isinstance(error, NoKernel) else 500, str(error))) from error
             raise
-        return JSONResponse(context.describe())
+
+    def _forget(self, context: Context) -> None:
+        self._contexts.pop(context.id, None)
+        if self._defaults.get(context.language.name) is context:
+            del self._defaults[context.language.name]
 
     async def _restart(self, context_id: str) -> Response:
         try:
@@ -162,9 +170,7 @@ class InterpreterService:
 
     async def _remove(self, context_id: str) -> Response:
         context = self._find(context_id)
-        del self._contexts[context_id]
-        if context is self._default:
-            self._default = None
+        self._forget(context)
         await context.remove()
         return PlainTextResponse("")
 
@@ -182,11 +188,15 @@ class InterpreterService:
         wanted = await _json(request)
         if not isinstance(wanted.get("code"), str):
             raise Refused(_answers.error(400, "The request needs `code`, a text."))
-        cell = Cell(wanted["code"], _text(wanted, "context_id"), _text(wanted, "language"), _envs(wanted))
-        if cell.context_id and cell.language:
+        context_id, asked, envs = _text(wanted, "context_id"), _text(wanted, "language"), _envs(wanted)
+        if context_id and asked:
             raise Refused(_answers.error(400, "Only one of context_id or language can be provided"))
-        _python(cell.language)
-        context = self._find(cell.context_id) if cell.context_id else self._default_context()
+        context = self._find(context_id) if context_id else self._default_context(_language(asked))
+        if envs and not context.language.takes_envs:
+            message = f"`env_vars` of a call are not supported for {context.language.name!r}; give them to the sandbox."
+            raise Refused(_answers.error(400, message))
+        if not context.has_started:
+            await self._started(context)
         # What the network asks for may have changed since the kernel started.
         now = self._settings.network_variables()
         later = {
@@ -194,7 +204,7 @@ class InterpreterService:
             for name, value in now.items()
             if context.envs.get(name) != value and name not in self._settings.envs
         }
-        return context, dataclasses.replace(cell, envs=later | cell.envs)
+        return context, Cell(wanted["code"], later | envs)
 
     async def _execute(self, context: Context, cell: Cell, receive: Receive, send: Send) -> None:
         """Stream a cell's events; a client that leaves ends the run."""
@@ -262,9 +272,11 @@ def _envs(wanted: dict[str, Any]) -> dict[str, str]:
     return envs
 
 
-def _python(language: str | None) -> None:
-    if (language or "python").strip().lower() not in LANGUAGES:
-        raise Refused(_answers.error(400, f"Language {language!r} is not supported here; use 'python'."))
+def _language(asked: str | None) -> Language:
+    try:
+        return language(asked)
+    except UnknownLanguage as error:
+        raise Refused(_answers.error(400, str(error))) from error
 
 
 __all__ = ["AgentLost", "InterpreterService"]

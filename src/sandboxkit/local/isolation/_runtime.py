@@ -161,6 +161,8 @@ def _build_agent(target: Path) -> None:
     assert spec is not None
     assert spec.origin is not None
     source = Path(spec.origin).parent
+    for file in source.glob("*.mjs"):
+        shutil.copyfile(file, target / file.name)
     for file in sorted(source.glob("*.py")):
         shutil.copyfile(file, target / file.name)
         py_compile.compile(
