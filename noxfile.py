@@ -47,9 +47,11 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def sync(session: nox.Session) -> None:
-    """Check that the synchronous face is what its generator makes; `nox -s sync -- --write` makes it anew."""
+    """Check that the synchronous face, and the table of what of E2B works, are what their generators make; `-- --write`
+    makes them anew."""
     session.install("-e", ".[test]")
     session.run("python", ".ci/generate_sync.py", *session.posargs)
+    session.run("python", ".ci/generate_coverage.py", *session.posargs)
 
 
 @nox.session

@@ -51,7 +51,8 @@ def test_everything_needs_the_token(envd: Any) -> None:
             assert (health.status_code, health.content) == (204, b"")
     with envd.client() as client:
         assert client.get("/envs").json() == {"FROM_SANDBOX": "yes"}
-        assert client.get("/metrics").status_code == 404
+        refused = client.get("/metrics")
+        assert (refused.status_code, refused.json()["message"]) == (400, "GET /metrics is not supported here.")
 
 
 @pytest.mark.slow

@@ -83,6 +83,9 @@ class EnvdService:
                 return self._files
             case "/envs":
                 return JSONResponse(dict(self._settings.envs), headers={"Cache-Control": "no-store"})
+            case "/metrics" | "/files/compose":
+                # envd has them, and no SDK calls them.
+                return _answers.error(400, f"{method} {path} is not supported here.")
         return self._dispatcher
 
     def owns(self, query: Mapping[str, str]) -> bool:
