@@ -288,7 +288,9 @@ def test_a_timeout_interrupts_the_code_and_keeps_the_variables(own: Sandbox) -> 
 def test_contexts(own: Sandbox) -> None:
     """Contexts have their own variables and directory, and can be listed, restarted and removed."""
     default = own.list_code_contexts()
-    assert [(context.language, context.cwd) for context in default] == [("python", "/home/user")]
+    # Both languages' default contexts are there from the start, as on E2B.
+    expected = [("python", "/home/user"), ("javascript", "/home/user")]
+    assert [(context.language, context.cwd) for context in default] == expected
     context = own.create_code_context(cwd="/tmp", language="python")
     assert (context.language, context.cwd) == ("python", "/tmp")
     own.run_code("y = 1", context=context)
@@ -299,7 +301,7 @@ def test_contexts(own: Sandbox) -> None:
     own.restart_code_context(context)
     assert own.run_code("'y' in dir()", context=context).text == "False"
     own.remove_code_context(context)
-    assert [found.id for found in own.list_code_contexts()] == [default[0].id]
+    assert [found.id for found in own.list_code_contexts()] == [found.id for found in default]
     with pytest.raises(NotFoundException, match="not found"):
         own.run_code("1", context=context)
     with pytest.raises(NotFoundException):
