@@ -279,3 +279,25 @@ def test_fifty_streams_lose_no_line(sandbox: e2b.Sandbox) -> None:
 
     with ThreadPoolExecutor(50) as threads:
         assert all(threads.map(run, range(50)))
+
+
+def test_commands_are_the_same_beside_an_interpreter(sdk: dict[str, str]) -> None:
+    """Where an agent comes from a zygote, it starts programs in a quicker way: what they get does not depend on it."""
+    script = (
+        "for kind in H S; do ulimit -a$kind | grep -v 'user processes'; done; umask; nice; echo $PWD; "
+        "grep -E 'Sig(Blk|Ign)|NoNewPrivs|Seccomp:|CapEff' /proc/self/status; ls /proc/self/fd; "
+        "read -r _ _ _ _ group session _ < /proc/$$/stat; [ $group != $$ ] && echo leads nothing; setsid -w echo set"
+    )
+    told = {}
+    for template in ("base", "code-interpreter-v1"):
+        with e2b.Sandbox.create(template, timeout=120, **sdk) as sandbox:
+            told[template] = sandbox.commands.run(script).stdout
+            assert int(sandbox.commands.run("ulimit -Hu").stdout) < 1000
+            assert sandbox.commands.run("true").exit_code == 0
+            with pytest.raises(e2b.InvalidArgumentException, match="cwd '/no/such' does not exist"):
+                sandbox.commands.run("true", cwd="/no/such")
+            with pytest.raises(e2b.CommandExitException) as caught:
+                sandbox.commands.run("kill -9 $$")
+            assert (caught.value.exit_code, caught.value.error) == (-1, "signal: killed")
+    assert told["base"] == told["code-interpreter-v1"]
+    assert told["base"].splitlines()[-2:] == ["leads nothing", "set"]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import e2b
-import e2b.api.client.api
 import e2b_code_interpreter
 import pytest
 from e2b.sandbox.sandbox_api import SandboxLifecycle, SandboxNetworkOpts
@@ -57,7 +56,8 @@ def test_the_page_is_current_and_its_tests_exist(repository: Path) -> None:
 def test_every_route_has_its_line(table: set[str]) -> None:
     """Each method and path that the SDK's generated client knows."""
     known = set()
-    for file in Path(str(e2b.api.client.api.__file__)).parent.glob("*/*.py"):
+    package = Path(str(e2b.__file__)).parent
+    for file in [*package.glob("api/client/api/*/*.py"), *package.glob("volume/client/api/*/*.py")]:
         for method, path in re.findall(r'"method": "(\w+)",\s+"url": f?"([^"]+)"', file.read_text()):
             known.add(f"{method.upper()} {path}")
         for method, path in re.findall(r'"method": "(\w+)",\s+"url": "([^"]+)"\.format', file.read_text()):

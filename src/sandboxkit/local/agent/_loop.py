@@ -210,6 +210,7 @@ class Agent:
             self.rarely().handle(request, kind, args)
         elif kind == HELLO:
             self.rules.processes, self.rules.open_files, self.rules.data, self.rules.nice = map(number, args)
+            self.rules.hold()
             self.send(request, OK, [os.getpid()])
         else:
             raise ValueError(f"unknown request {kind}")

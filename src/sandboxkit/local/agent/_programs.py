@@ -1,6 +1,10 @@
 """How the agent starts a program: fork, become what was asked for, exec, and say what went wrong if it did.
 
 Between fork and exec the child is a copy of the agent: non-dumpable, and its socket closes at exec.
+
+A copy of an agent that a zygote has made costs milliseconds, since it has an interpreter loaded. There the usual
+program is started by vfork, which copies nothing, and in which no code of ours can run: so the agent itself has the
+limits of its programs, from its first message on.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ import _signal  # type: ignore[import-not-found]
 import errno
 import os
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 
@@ -21,6 +26,8 @@ LOCKED = 8 * 1024 * 1024
 QUEUED = 819_200
 """Bytes in POSIX message queues, and below: signals that wait. Both are the kernel's memory."""
 SIGNALS = 4096
+ENOUGH_FILES = 2048
+"""Descriptors that suffice for an agent: less than half are files that others hold open, and processes' ends."""
 
 
 KERNEL = [b"/opt/sandboxkit/env/bin/python3", b"/opt/sandboxkit/agent/kernel.py"]
@@ -48,6 +55,14 @@ class Rules:
     open_files = 4096
     data = 0
     nice = 0
+    are_held = False
+    """Whether the agent itself has these limits, so that what it starts by vfork has them."""
+
+    def hold(self) -> None:
+        """Take the limits, where an agent can do its work under them and has what starts programs by vfork."""
+        if "subprocess" in sys.modules and not self.data and not self.nice and self.open_files >= ENOUGH_FILES:
+            limit(self)
+            self.are_held = True
 
 
 def lower(kind: int, value: int) -> None:
@@ -72,20 +87,29 @@ def spawn(
 ) -> tuple[int, int]:
     """Start a program and return its pid and its process group once it really runs; OSError with the path that was at
     fault if not. It leads its group and a session, or else is in a group of its own that nobody leads."""
-    with nullcontext(0) if leads else _leaderless() as group:
-        pid = _start(rules, cwd, argv, envs, fds, tty, group)
+    with nullcontext(0) if leads else _leaderless(rules) as group:
+        if rules.are_held and tty < 0 and fds.keys() <= {0, 1, 2}:
+            pid = _start_by_vfork(cwd, argv, envs, fds, group=group or None)
+            if argv != KERNEL:
+                rules.can_fork_kernels = False
+        else:
+            pid = _start(rules, cwd, argv, envs, fds, tty, group)
     return pid, group or pid
 
 
 @contextmanager
-def _leaderless() -> Iterator[int]:
+def _leaderless(rules: Rules) -> Iterator[int]:
     """A process group that can be joined here. Its leader has ended, and is not taken before; after that the group's
     number stays while somebody is in it."""
-    leader = os.fork()
-    if leader == 0:
-        os._exit(0)
+    if rules.are_held:
+        leader = _start_by_vfork(b"/", [b"/bin/true"], {}, {}, group=0)
+    else:
+        leader = os.fork()
+        if leader == 0:
+            os._exit(0)
     try:
-        os.setpgid(leader, leader)
+        if not rules.are_held:
+            os.setpgid(leader, leader)
         yield leader
     finally:
         os.waitpid(leader, 0)
@@ -128,6 +152,32 @@ def _start(
     return pid
 
 
+def _start_by_vfork(
+    cwd: bytes, argv: list[bytes], envs: dict[bytes, bytes], fds: dict[int, int], *, group: int | None
+) -> int:
+    """`group`: None for a session of its own, 0 for a group of its own."""
+    import subprocess
+
+    stdin, stdout, stderr = (fds.get(number, subprocess.DEVNULL) for number in range(3))
+    try:
+        started = subprocess.Popen(
+            argv,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            cwd=cwd,
+            env=envs,
+            umask=0o022,
+            start_new_session=group is None,
+            process_group=group,
+        )
+    except OSError as error:
+        path = error.filename
+        raise fail(error.errno or errno.EIO, path if isinstance(path, bytes) else b"") from error
+    started.returncode = 0  # else it would be waited for; we do that, by its pid
+    return started.pid
+
+
 def _differs_at_start(envs: dict[bytes, bytes]) -> bool:
     """Whether an interpreter would have to be started anew to heed this environment."""
     fixed = {name: value for name, value in envs.items() if name.startswith(FIXED_AT_START)}
@@ -163,6 +213,11 @@ def become(rules: Rules, fds: dict[int, int], tty: int, group: int) -> None:
     if rules.nice:
         with suppress(OSError):
             os.nice(rules.nice)
+    limit(rules)
+
+
+def limit(rules: Rules) -> None:
+    """Set the limits of every program on this process."""
     lower(resource.RLIMIT_CORE, 0)
     lower(resource.RLIMIT_NOFILE, rules.open_files)
     lower(resource.RLIMIT_MEMLOCK, LOCKED)
