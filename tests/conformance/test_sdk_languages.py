@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from e2b import SandboxException, TimeoutException
@@ -265,7 +268,7 @@ def test_node_is_there_for_commands(sandbox: Sandbox) -> None:
 def test_a_language_without_a_kernel_is_refused_by_name(sandbox: Sandbox) -> None:
     """It is a 400 that names the language and what there is instead; a name that is none is refused, too."""
     before = len(sandbox.list_code_contexts())
-    for language in ("java", "r", "klingon"):
+    for language in ("klingon", "x-nobody-has-it"):
         with pytest.raises(SandboxException, match=f"'{language}' is not supported here: no Jupyter kernel") as refused:
             sandbox.run_code("1", language=language)
         assert "400 Bad Request" in str(refused.value)
@@ -340,3 +343,39 @@ def test_any_kernel_that_jupyter_knows_is_a_language(sandbox: Sandbox) -> None:
     assert (error.name, error.value) == ("ZeroDivisionError", "division by zero")
     with pytest.raises(SandboxException, match="`env_vars` of a call are not supported for 'other'"):
         sandbox.run_code("1", language="other", envs={"A": "b"})
+
+
+@pytest.mark.full
+@pytest.mark.skipif(
+    not Path("/usr/share/jupyter/kernels/ir").is_dir(), reason="no R kernel here (apt-get install r-cran-irkernel)"
+)
+def test_r_runs_where_the_machine_has_its_kernel(sandbox: Sandbox) -> None:
+    """Values, tables, plots, conditions and variables, by IRkernel."""
+    fine(sandbox.run_code("kept <- data.frame(a = 1:2)", language="r"))
+    shown = fine(sandbox.run_code("kept; plot(1:3); cat('out\\n')", language="R"))
+    assert "<table" in (shown.results[0].html or "")
+    assert shown.results[1].png
+    assert shown.logs.stdout == ["out\n"]
+    error = sandbox.run_code("stop('no')", language="r").error
+    assert error is not None
+    assert "no" in error.value
+    assert fine(sandbox.run_code("Sys.getenv('A')", language="r", envs={"A": "it's"})).results[0].text == '[1] "it\'s"'
+    assert fine(sandbox.run_code("Sys.getenv('A')", language="r")).results[0].text == '[1] ""'
+
+
+@pytest.mark.full
+@pytest.mark.timeout(180)
+def test_denos_own_kernel_is_a_language(sandbox: Sandbox, tmp_path: Path) -> None:
+    """A kernel that is no Python program: Deno's, installed in the sandbox from its wheel."""
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(tmp_path), "deno"]
+    if subprocess.run(command, check=False, capture_output=True).returncode != 0:
+        pytest.skip("no wheel of Deno from the package index")
+    (wheel,) = tmp_path.iterdir()
+    sandbox.files.write(f"/tmp/{wheel.name}", wheel.read_bytes(), request_timeout=120)
+    sandbox.commands.run(f"pip install -q --no-index --no-deps /tmp/{wheel.name}", timeout=120)
+    sandbox.commands.run("deno jupyter --install", envs={"DENO_NO_UPDATE_CHECK": "1"}, timeout=60)
+    assert fine(sandbox.run_code("const x: number = await Promise.resolve(4); x", language="deno")).text == "4"
+    assert fine(sandbox.run_code("console.log(x + 1)", language="deno")).logs.stdout == ["5\n"]
+    error = sandbox.run_code("throw new TypeError('no')", language="deno").error
+    assert error is not None
+    assert (error.name, error.value) == ("TypeError", "no")

@@ -38,7 +38,17 @@ COPIED_FROM_ETC = (
     "ssl/openssl.cnf",
     "ssl/certs/ca-certificates.crt",
     "pki/tls/certs/ca-bundle.crt",
+    # What R and Java do not start without; not R's `*.site`, where people keep tokens.
+    "R/Makeconf",
+    "R/Renviron",
+    "R/ldpaths",
+    "R/repositories",
+    "java-*-openjdk/*.cfg",
+    "java-*-openjdk/*.properties",
+    "java-*-openjdk/security/*.security",
+    "java-*-openjdk/security/policy/*/*.policy",
 )
+"""Patterns below /etc."""
 HIDDEN_IN_PROC = (
     *("/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats"),
     *("/proc/pressure", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list"),
@@ -185,11 +195,11 @@ def _build_etc(target: Path) -> None:
     (target / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files dns\n")
     os.symlink("../usr/lib/os-release", target / "os-release")
     os.symlink("../proc/self/mounts", target / "mtab")
-    for name in COPIED_FROM_ETC:
-        source = Path("/etc", name)
+    for source in (found for pattern in COPIED_FROM_ETC for found in Path("/etc").glob(pattern)):
         if source.is_file() and os.access(source, os.R_OK):
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target / name)
+            copy = target / source.relative_to("/etc")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, copy)
     if Path("/etc/alternatives").is_dir():
         (target / "alternatives").mkdir()
         for link in os.scandir("/etc/alternatives"):
