@@ -112,38 +112,53 @@ class Nursery:
                 raise EntryFailed(self.given_up) from error
             return self.warden
 
-    async def enter(self, init: int, agent: int, cgroups: Sequence[int], box_filter: bytes) -> int:
-        """Have a fork of the zygote enter a box and become its agent; returns its pid.
+    def begin(self, agent: int, cgroups: Sequence[int], box_filter: bytes) -> socket.socket:
+        """Have the zygote fork for a box that is being made meanwhile; `enter` goes on with what this returns. It is
+        the caller's: without `enter`, the fork ends when that is closed.
 
         Args:
-            init: a pidfd of the box's first process.
             agent: the agent's end of its socket.
             cgroups: files that a process joins the box's control groups by.
             box_filter: the box's system-call filter.
+
+        Raises:
+            EntryFailed: it takes no requests.
+        """
+        zygote = self._zygote
+        if zygote is None or zygote.is_lost:
+            raise EntryFailed("there is no zygote")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+                zygote.ask(pack([box_filter]), (agent, theirs.fileno(), *cgroups))
+        except BaseException as error:
+            ours.close()
+            if isinstance(error, EntryFailed):
+                self._lose(zygote)
+            raise
+        return ours
+
+    async def enter(self, begun: socket.socket, init: int) -> int:
+        """Have the fork enter the box and become its agent; returns its pid. `init` is a pidfd of the box's first
+        process.
 
         Raises:
             Refused: it entered, and is not as it must be. The caller must end the box.
             EntryFailed: it did not enter.
         """
         zygote = self._zygote
-        if zygote is None or zygote.is_lost:
-            raise EntryFailed("there is no zygote")
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ours:
-            with theirs:
-                ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-                try:
-                    zygote.ask(pack([box_filter]), (init, agent, theirs.fileno(), *cgroups))
-                except EntryFailed:
-                    self._lose(zygote)
-                    raise
-            try:
-                async with asyncio.timeout(ENTERED_WITHIN):
-                    await until_readable(ours.fileno())
-            except TimeoutError:
-                self._lose(zygote)
-                raise EntryFailed("the zygote did not answer in time") from None
-            said, pid = _report(ours)
+        try:
+            begun.sendmsg([b"enter"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [init]))])
+        except OSError as error:
+            raise EntryFailed(f"the zygote's fork has ended: {error.strerror}") from error
+        try:
+            async with asyncio.timeout(ENTERED_WITHIN):
+                await until_readable(begun.fileno())
+        except TimeoutError:
+            self._lose(zygote)
+            raise EntryFailed("the zygote did not answer in time") from None
+        said, pid = _report(begun)
         if said != b"entered":
             words = ascii(said.decode("utf-8", "replace"))[1:-1]
             if words.startswith("failed") or not words:
@@ -159,7 +174,7 @@ class Nursery:
         self._vain_starts = self._vain_entries = 0
         return pid
 
-    def _lose(self, zygote: _Zygote) -> None:
+    def _lose(self, zygote: _Zygote | None) -> None:
         """Let one go that serves nobody. Another one may do better; after some that did not, there is no other."""
         if self._zygote is zygote:
             self.rest()
