@@ -1023,7 +1023,7 @@ class SandboxPool:
         )
 
     def wait_ready(self, *, timeout: float = 60.0) -> None:
-        """Wait until all of `min_warm` are ready.
+        """Wait until all of `min_warm` are there, and what their templates' start commands serve answers.
 
         Raises:
             PoolTimeout: they are not within `timeout` seconds; its cause is the last failed create's error.
