@@ -237,6 +237,19 @@ def test_the_start_command_runs_in_each_sandbox(world: World, folder: Path) -> N
 
 
 @pytest.mark.full
+def test_a_start_command_is_found_whatever_its_program_calls_itself(world: World, folder: Path) -> None:
+    """Its shell stays, and shows the whole of it: npm renames itself twice before it starts a server."""
+    from e2b import Sandbox
+
+    name = f"t{uuid.uuid4().hex[:8]}"
+    world.build(begun(folder).set_start_cmd("perl -e '$0 = q(another); sleep 300'", "true"), name, memory_mb=256)
+    with Sandbox.create(name, **world.options) as sandbox:
+        seen = "cat /proc/[0-9]*/cmdline | tr '\\0' '\\n'"
+        until(lambda: "another" in sandbox.commands.run(seen).stdout.splitlines())
+        assert "perl -e '$0 = q(another); sleep 300'" in sandbox.commands.run(seen).stdout.splitlines()
+
+
+@pytest.mark.full
 def test_the_log_of_a_start_command_is_bounded(world: World, folder: Path) -> None:
     """An app that prints without end keeps the last part of it, and the sandbox works."""
     from e2b import Sandbox

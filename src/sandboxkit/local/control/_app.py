@@ -60,7 +60,9 @@ class App:
         sandbox_id = self._settings.sandbox_id
         try:
             await self._agent.make_dir(self._settings.workdir)
-            process, output = await self._run(self._command)
+            # A shell that stays shows the whole command as long as it runs, which is how it is found: programs rename
+            # themselves, npm does so twice before it starts anything.
+            process, output = await self._run(f"{self._command}\nexit $?")
         except (AgentError, AgentLost, OSError) as error:
             log(logging.WARNING, "app.failed", sandbox_id=sandbox_id, error=str(error))
             return
