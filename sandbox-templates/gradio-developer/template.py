@@ -11,7 +11,8 @@ template = (
     .set_workdir("/home/user")
     .copy("requirements.txt", "/tmp/requirements.txt")
     .pip_install("--no-cache-dir -r /tmp/requirements.txt")
+    .copy("serve.py", ".gradio/serve.py")
     .copy("skeleton", ".")
-    # `gradio` and not `python`: it loads app.py again when it changes.
-    .set_start_cmd("gradio app.py", wait_for_url("http://localhost:7860"))
+    # Not `gradio app.py`, which may miss a file that is written while it starts; serve.py has the reason.
+    .set_start_cmd("python3 -u .gradio/serve.py app.py", wait_for_url("http://localhost:7860/_loaded"))
 )

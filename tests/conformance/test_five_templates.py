@@ -100,6 +100,33 @@ def test_it_answers_and_shows_an_edit(running: tuple[Template, Any]) -> None:
     until_it_says(sandbox, template, "/", "after the edit")
 
 
+def test_gradio_shows_what_was_written_last(options: dict[str, Any]) -> None:
+    """Also what is written while it starts, or while it loads the one before; its ready path answers once that is
+    loaded, with the traceback where it cannot be."""
+    from e2b import Sandbox
+
+    template = Template.get("gradio-developer")
+    assert template.ready is not None
+    edit = EDITS[template.id]
+    with Sandbox.create(template.id, timeout=900, **options) as sandbox:
+        sandbox.commands.run("sleep 1")
+        assert get(sandbox, template, "/")[0] == 0, "it does not answer yet"
+        sandbox.files.write(template.file, edit)
+        until_it_says(sandbox, template, template.ready, "loaded")
+        assert "after the edit" in get(sandbox, template, "/")[1]
+        slow = "import time\ntime.sleep(2)\n" + edit.replace("after the edit", "in between")
+        sandbox.files.write(template.file, slow)
+        sandbox.commands.run("sleep 1")
+        sandbox.files.write(template.file, edit.replace("after the edit", "at last"))
+        assert get(sandbox, template, template.ready) == (200, "loaded")
+        assert "at last" in get(sandbox, template, "/")[1]
+        sandbox.files.write(template.file, "1 / 0")
+        status, body = get(sandbox, template, template.ready)
+        assert (status, body.strip().splitlines()[-1]) == (500, "ZeroDivisionError: division by zero")
+        sandbox.files.write(template.file, edit)
+        assert get(sandbox, template, template.ready) == (200, "loaded")
+
+
 @pytest.mark.parametrize("running", ["nextjs-developer"], indirect=True)
 def test_assets_pass_the_host_check(running: tuple[Template, Any]) -> None:
     """Next refuses its assets to pages of other origins that its configuration does not name; ours are named."""
