@@ -17,16 +17,27 @@ nox.options.reuse_venv = "yes"
 nox.options.sessions = ["lint", "types", "sync", "tests"]
 
 
-# What tests of the full tier use besides: the packages of those whom we say to fit.
+# What tests of the full tier use besides: the packages of those whom we say to fit, and what drives a browser.
 OTHERS = (
     "anthropic",
     "fastapi",
     "google-genai",
     "openai",
     "openapi-spec-validator",
+    "playwright",
     "schemathesis",
     "websockets",
 )
+
+
+def _can_install() -> bool:
+    return os.geteuid() == 0 and shutil.which("apt-get") is not None
+
+
+def _apt(session: nox.Session, package: str) -> None:
+    """Install one of Debian's packages; where that fails, the tests that need it are skipped, and say so."""
+    session.run("apt-get", "update", "-qq", external=True, success_codes=range(256))
+    session.run("apt-get", "install", "-y", "-qq", package, external=True, success_codes=range(256))
 
 
 @nox.session
@@ -63,6 +74,9 @@ def tests(session: nox.Session) -> None:
 def full(session: nox.Session) -> None:
     """Everything, with long Hypothesis profiles; run before a capability is called done."""
     session.install("-e", ".[test]", *OTHERS)
+    if not shutil.which("chromium") and _can_install():
+        session.log("installing chromium for tests/browser ...")
+        _apt(session, "chromium")
     session.run("pytest", "--full", *session.posargs, env={"HYPOTHESIS_PROFILE": "full"})
     if not session.posargs:
         gvisor(session)
@@ -71,9 +85,8 @@ def full(session: nox.Session) -> None:
 @nox.session
 def gvisor(session: nox.Session) -> None:
     """What is tried on bubblewrap, tried on gVisor, but for what `tests/gvisor-exceptions.toml` names."""
-    if not shutil.which("runsc") and os.geteuid() == 0 and shutil.which("apt-get"):
-        session.run("apt-get", "update", "-qq", external=True, success_codes=range(256))
-        session.run("apt-get", "install", "-y", "-qq", "runsc", external=True, success_codes=range(256))
+    if not shutil.which("runsc") and _can_install():
+        _apt(session, "runsc")
     if not shutil.which(os.environ.get("SANDBOXKIT_RUNSC") or "runsc"):
         session.skip("no runsc here (gVisor), and it could not be installed")
     session.install("-e", ".[test]")

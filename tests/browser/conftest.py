@@ -1,0 +1,63 @@
+"""A real browser, headless: the machine's Chromium, driven by Playwright."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from sandboxkit import Endpoint
+from sandboxkit.local import _child, images
+from sandboxkit.local._config import EngineConfig
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Building the templates, and a framework's first answers, take their time."""
+    for item in items:
+        if "tests/browser/" in item.nodeid:
+            for mark in (pytest.mark.engine, pytest.mark.slow, pytest.mark.full, pytest.mark.timeout(1800)):
+                item.add_marker(mark)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Playwright knows asyncio alone."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+async def browser() -> AsyncIterator[Any]:
+    """A browser, without the machine's proxy: what it opens is on this machine."""
+    api = pytest.importorskip("playwright.async_api", reason="needs Playwright: pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    options = ["--no-proxy-server", "--disable-dev-shm-usage"]
+    if os.getuid() == 0:
+        options.append("--no-sandbox")  # Chromium's own sandbox refuses root
+    async with api.async_playwright() as playwright:
+        started = await playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        try:
+            yield started
+        finally:
+            await started.close()
+
+
+@pytest.fixture(scope="session")
+def web_engine() -> Iterator[Endpoint]:
+    """An engine with room for what the apps take; it has all the templates, which are built where they are missing."""
+    for name in ("gradio-developer", "nextjs-developer", "streamlit-developer", "vue-developer"):
+        try:
+            images.find(name)
+        except Exception:
+            command = [sys.executable, "-m", "sandboxkit.cli", "templates", "build", name]
+            subprocess.run(command, check=True, timeout=900)
+    engine = _child.start_engine(EngineConfig(log_level="warning", warm=0, max_sandboxes=20))
+    yield engine.endpoint
+    engine.stop()
