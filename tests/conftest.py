@@ -21,7 +21,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from sandboxkit._types import Endpoint
-from sandboxkit.local._child import stop_engines
+from sandboxkit.errors import TemplateNotBuilt
+from sandboxkit.local import images
+from sandboxkit.local._child import start_engine, stop_engines
+from sandboxkit.local._config import EngineConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = "code-interpreter-v1"
@@ -228,6 +231,21 @@ def engine(nothing_left_running: None) -> Iterator[Endpoint]:
         finally:
             keeper.stdin.close()
             keeper.wait(30)
+
+
+@pytest.fixture(scope="session")
+def web_engine(nothing_left_running: None) -> Iterator[Endpoint]:
+    """An engine for tests of the library's web templates, which are built, once, into the machine's cache."""
+    for name in ("gradio-developer", "nextjs-developer", "streamlit-developer", "vue-developer"):
+        try:
+            images.find(name)
+        except TemplateNotBuilt:
+            command = [sys.executable, "-m", "sandboxkit.cli", "templates", "build", name]
+            subprocess.run(command, check=True, timeout=900)
+    wide = EngineConfig(log_level="warning", warm=0, max_sandboxes=20, internet_ceiling="packages")
+    engine = start_engine(wide)
+    yield engine.endpoint
+    engine.stop()
 
 
 @pytest.fixture(scope="session")

@@ -262,8 +262,8 @@ class AppStartFailed(FragmentError):
 
 
 class AppNotReady(FragmentError, TimeoutError):
-    """The app did not answer in time, or only with errors (`status`). `log_tail` holds the last lines of its log,
-    `listening` what its sandbox listens on instead."""
+    """The app did not answer in time, or only with errors (`status`). `log_tail` holds the last lines of its log, and
+    what the error's page says; `listening` what its sandbox listens on."""
 
     code = "app_not_ready"
     log_tail: str = ""

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-
-from sandboxkit import Endpoint
-from sandboxkit.local import _child, images
-from sandboxkit.local._config import EngineConfig
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -47,17 +41,3 @@ async def browser() -> AsyncIterator[Any]:
             yield started
         finally:
             await started.close()
-
-
-@pytest.fixture(scope="session")
-def web_engine() -> Iterator[Endpoint]:
-    """An engine with room for what the apps take; it has all the templates, which are built where they are missing."""
-    for name in ("gradio-developer", "nextjs-developer", "streamlit-developer", "vue-developer"):
-        try:
-            images.find(name)
-        except Exception:
-            command = [sys.executable, "-m", "sandboxkit.cli", "templates", "build", name]
-            subprocess.run(command, check=True, timeout=900)
-    engine = _child.start_engine(EngineConfig(log_level="warning", warm=0, max_sandboxes=20))
-    yield engine.endpoint
-    engine.stop()

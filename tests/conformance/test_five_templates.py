@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from sandboxkit.local import _child, images
-from sandboxkit.local._config import EngineConfig
+from sandboxkit import Endpoint
+from sandboxkit.local import images
 from sandboxkit.local.images._installed import versions
 from sandboxkit.template import Template
 
@@ -32,19 +32,9 @@ EDITS = {
 
 
 @pytest.fixture(scope="module")
-def options() -> Iterator[dict[str, Any]]:
-    """An engine, and the SDK's options for it; all templates are built, once, into the machine's cache."""
-    for name in APPS:
-        try:
-            images.find(name)
-        except Exception:
-            subprocess.run(
-                [sys.executable, "-m", "sandboxkit.cli", "templates", "build", name], check=True, timeout=900
-            )
-    engine = _child.start_engine(EngineConfig(log_level="warning", warm=0, max_sandboxes=20))
-    endpoint = engine.endpoint
-    yield {"api_key": endpoint.api_key, "api_url": endpoint.api_url, "sandbox_url": endpoint.sandbox_url}
-    engine.stop()
+def options(web_engine: Endpoint) -> dict[str, Any]:
+    """The SDK's options for an engine that has all templates."""
+    return {"api_key": web_engine.api_key, "api_url": web_engine.api_url, "sandbox_url": web_engine.sandbox_url}
 
 
 @pytest.fixture(params=APPS)

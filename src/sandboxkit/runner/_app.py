@@ -7,14 +7,17 @@ from dataclasses import dataclass
 import anyio
 
 from sandboxkit._types import TimeoutPolicy
-from sandboxkit.errors import AppNotReady, AppStartFailed, ConfigurationError
+from sandboxkit.errors import AppNotReady, AppStartFailed, ConfigurationError, DependencyError
 from sandboxkit.provider._base import ProviderSandbox
 from sandboxkit.runner import _inside as inside
+from sandboxkit.runner._answers import missing_packages, plain, reason
 from sandboxkit.runner._sockets import elsewhere
 from sandboxkit.runner._workshop import Workshop
 
 PACE = 0.1
 """Seconds between two questions whether it answers."""
+ERRORS_PACE = 1.0
+"""The same where it answers with an error."""
 ANSWER_WITHIN = 20.0
 """Seconds that one answer may take; development servers compile before their first one."""
 FAIR = 1.0
@@ -53,6 +56,7 @@ async def wait(site: Site) -> None:
 
     Raises:
         AppStartFailed: its process ended.
+        DependencyError: its answer is an error, which names packages that are not there.
         AppNotReady: it did not answer so within `TimeoutPolicy.ready`, or with errors alone for ERRORS_FOR.
     """
     deadline = anyio.current_time() + site.timeouts.ready
@@ -77,7 +81,8 @@ async def wait(site: Site) -> None:
             misses = 0 if code is None and await inside.groups_of(site.sandbox, site.start) else misses + 1
             if code is not None or misses > 1:
                 raise await _ended(site, code)
-        await anyio.sleep(PACE)
+        # Each question to a server that fails may write its error to the log once more, of which only the end is told.
+        await anyio.sleep(PACE if status is None else ERRORS_PACE)
     raise await _silent(site, status)
 
 
@@ -91,30 +96,49 @@ async def _exit_code(site: Site) -> int | None:
 async def _ended(site: Site, code: int | None) -> AppStartFailed:
     site.workshop.app = None
     log = await inside.tail(site.sandbox, inside.APP_LOG)
-    last = log.strip().splitlines()[-1:] or [""]
+    lines = [line for line in plain(log).splitlines() if line.strip()]
     said = "" if code is None else f" with exit code {code}"
     return AppStartFailed(
-        f"The app ended{said} before it answered on port {site.port}. {last[0][:300]}".rstrip(),
+        f"The app ended{said} before it answered on port {site.port}. {''.join(lines[-1:])[:300]}".rstrip(),
         sandbox_id=site.sandbox.sandbox_id,
         exit_code=code,
         log_tail=log,
     )
 
 
-async def _silent(site: Site, status: int | None) -> AppNotReady:
-    log = await inside.tail(site.sandbox, inside.APP_LOG)
+async def _silent(site: Site, status: int | None) -> AppNotReady | DependencyError:
+    if status is not None:
+        return await _failing(site, status)
     found = await inside.listening(site.sandbox)
     limit = f"within {site.timeouts.ready:g} s (TimeoutPolicy.ready)"
-    if status is None:
-        said = f"The app gave no answer on port {site.port} {limit}.{elsewhere(site.port, found)}"
-    else:
-        said = f"The app answers on port {site.port}, with the status {status} and nothing better."
     return AppNotReady(
-        said,
+        f"The app gave no answer on port {site.port} {limit}.{elsewhere(site.port, found)}",
         sandbox_id=site.sandbox.sandbox_id,
-        status=status,
+        status=None,
         listening=tuple(map(str, found)),
-        log_tail=log,
+        log_tail=await inside.tail(site.sandbox, inside.APP_LOG),
+    )
+
+
+async def _failing(site: Site, status: int) -> AppNotReady | DependencyError:
+    """It answers with errors: what the last one says comes after the log, which need not have it."""
+    log = await inside.tail(site.sandbox, inside.APP_LOG)
+    said = reason(await inside.error_page(site.sandbox, site.port, site.path))
+    tail = f"{log.rstrip()}\n\nThe answer: {said}\n" if said else log
+    sandbox_id = site.sandbox.sandbox_id
+    if packages := missing_packages(said):
+        return DependencyError(
+            f"The app imports what is not installed: {', '.join(packages)}. List the packages in `dependencies`.",
+            sandbox_id=sandbox_id,
+            dependencies=packages,
+            log_tail=tail,
+        )
+    return AppNotReady(
+        f"The app answers on port {site.port}, with the status {status} and nothing better. {said[:300]}".rstrip(),
+        sandbox_id=sandbox_id,
+        status=status,
+        listening=tuple(map(str, await inside.listening(site.sandbox))),
+        log_tail=tail,
     )
 
 

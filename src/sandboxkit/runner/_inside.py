@@ -129,6 +129,13 @@ async def listening(sandbox: ProviderSandbox) -> tuple[Listening, ...]:
     return read_sockets(done.stdout)
 
 
+async def error_page(sandbox: ProviderSandbox, port: int, path: str) -> str:
+    """What an app that fails says to who asks for it; empty where that cannot be had."""
+    ask = ["curl", "-s", "--max-time", "10", "-H", "Accept: application/json", f"http://127.0.0.1:{port}{path}"]
+    done = await _ask(sandbox, f"{shlex.join(ask)} 2>/dev/null | head -c {PIECE} | base64 -w0")
+    return _bytes(done.stdout).decode("utf-8", "replace")
+
+
 _CHECK = """
 import ast, importlib.util, json, os, sys
 found = {"broken": [], "missing": []}
