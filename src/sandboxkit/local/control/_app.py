@@ -25,7 +25,8 @@ PIECE = 64 * 1024
 PACE = 0.01
 """Seconds of rest after a full piece: a program that prints without end does not keep the engine busy."""
 
-READY_POLL = 0.5
+READY_POLL = 2.0
+"""Only the log waits for it: each question is a shell and a program more for a machine that starts a server."""
 READY_WITHIN = 600.0
 
 

@@ -19,6 +19,7 @@ async def status_of(url: str, headers: Mapping[str, str], timeout: float, sandbo
     """Ask; on asyncio. None where there is no answer.
 
     Raises:
+        ConnectionRefusedError: nobody is at the address, not even the service.
         SandboxNotFound: the service says that the sandbox is gone.
     """
     here = httpx.URL(url)
@@ -39,6 +40,8 @@ async def status_of(url: str, headers: Mapping[str, str], timeout: float, sandbo
                             return answer.status_code
                     here = there
                 return 310  # it sends in circles: it answers, and that is all that was asked
+            except httpx.ConnectError as error:
+                raise ConnectionRefusedError(url) from error
             except (httpx.TransportError, httpx.InvalidURL):
                 return None
     return None

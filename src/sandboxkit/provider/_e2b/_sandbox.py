@@ -58,6 +58,7 @@ class E2BSandbox:
         self._template = template
         self._end_at = end_at
         self._has_confined: bool | None = None
+        self._opened: dict[int, str] = {}
         self._files = E2BFiles(raw, way, lambda: self._end_at)
 
     @property
@@ -181,10 +182,20 @@ class E2BSandbox:
         return f"{served.partition('://')[0]}://{self.host(port)}"
 
     async def http_status(self, port: int, path: str = "/", *, timeout: float = 10.0) -> int | None:
-        url = f"{await self.url(port)}/{path.removeprefix('/')}"
+        # Who waits for a server asks often: a loopback port stays open as long as its sandbox lives.
+        known = self._opened.get(port)
+        url = known or await self.url(port)
         token = self._raw.traffic_access_token
         headers = {} if token is None else {"e2b-traffic-access-token": token}
-        status: int | None = await self._way()(status_of, url, headers, timeout, self.sandbox_id)
+        try:
+            status: int | None = await self._way()(
+                status_of, f"{url}/{path.removeprefix('/')}", headers, timeout, self.sandbox_id
+            )
+        except ConnectionRefusedError:
+            if self._opened.pop(port, None) is None:
+                return None
+            return await self.http_status(port, path, timeout=timeout)
+        self._opened[port] = url
         return status
 
     async def kill(self) -> bool:
