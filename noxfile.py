@@ -122,4 +122,5 @@ def bench(session: nox.Session) -> None:
     session.run("python", "tests/bench/bench.py", *session.posargs)
     session.run("python", "tests/bench/start.py", *session.posargs)
     session.run("python", "tests/bench/safefs.py")
+    session.run("python", "tests/bench/apps.py")
     session.run("python", "tests/bench/pool.py", *session.posargs)
