@@ -17,13 +17,14 @@ nox.options.reuse_venv = "yes"
 nox.options.sessions = ["lint", "types", "sync", "tests"]
 
 
-# What tests of the full tier use besides: the packages of those whom we say to fit.
+# What tests of the full tier use besides: the packages of those whom we say to fit, and what drives a browser.
 OTHERS = (
     "anthropic",
     "fastapi",
     "google-genai",
     "openai",
     "openapi-spec-validator",
+    "playwright",
     "schemathesis",
     "websockets",
 )
@@ -74,7 +75,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def full(session: nox.Session) -> None:
     """Everything, with long Hypothesis profiles; run before a capability is called done."""
-    session.install("-e", ".[test,browser]", *OTHERS)
+    session.install("-e", ".[test]", *OTHERS)
     if not shutil.which("chromium") and _can_install():
         session.log("installing chromium for tests/browser ...")
         _apt(session, "chromium")

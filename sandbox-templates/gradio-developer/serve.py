@@ -25,7 +25,7 @@ from starlette.routing import Route
 MAIN = Path(sys.argv[1]).resolve()
 PLACE = MAIN.parent
 READY = "/_loaded"
-PACE = 0.1
+PACE = 0.03
 KEPT = ("footer_links", "run_history", "show_error")
 """What launch() was told, and Gradio's reloading loses."""
 NOT_OURS = {"node_modules", "__pycache__", "site-packages"}

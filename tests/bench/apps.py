@@ -136,14 +136,21 @@ def until_it_answers(url: str) -> None:
 def the_same_page(name: str) -> Fragment:
     """A fragment of what the template has anyway: what is measured is the way to its answer."""
     file = Template.get(name).file
-    return Fragment(template=name, code=(Path(images.find(name).overlays[0].lowers[0]) / file).read_text())
+    places = (Path(lower) / file for lower in images.find(name).overlays[0].lowers)
+    return Fragment(template=name, code=next(place for place in places if place.is_file()).read_text())
 
 
-def seconds_in_a_sandbox(pool: SandboxPool, name: str) -> float:
+def a_changed_page(name: str) -> Fragment:
+    """The same with a blank line more, so that it is written, and loaded anew."""
+    page = the_same_page(name)
+    return page.model_copy(update={"code": f"{page.code}\n"})
+
+
+def seconds_in_a_sandbox(pool: SandboxPool, page: Fragment) -> float:
     """From nothing to an answer."""
     began = time.perf_counter()
-    with pool.session(None, template=name) as session:
-        app = session.run(the_same_page(name)).app
+    with pool.session(None, template=page.template) as session:
+        app = session.run(page).app
         assert app is not None
         assert ask(app.url) == 200
         return time.perf_counter() - began
@@ -170,7 +177,7 @@ def first(names: list[str], repeat: int, endpoint: Endpoint) -> None:
             hand = ByHand(name, Path(place))
             pairs = []
             for number in range(repeat + 1):
-                pairs.append((seconds_in_a_sandbox(pool, name), seconds_by_hand(hand, 21_000 + number)))
+                pairs.append((seconds_in_a_sandbox(pool, the_same_page(name)), seconds_by_hand(hand, 21_000 + number)))
             ours, theirs = (statistics.median(column) for column in zip(*pairs[1:], strict=True))
         line(f"first answer of {name}", ours, theirs, "s")
 
@@ -179,12 +186,13 @@ def warm(names: list[str], repeat: int, endpoint: Endpoint) -> None:
     """From a pool that has one ready."""
     for name in names:
         with SandboxPool(endpoint=endpoint, min_warm={name: 1}, timeouts=TimeoutPolicy(ready=PATIENCE)) as pool:
-            times = []
-            for _ in range(repeat):
-                pool.wait_ready(timeout=PATIENCE)
-                times.append(seconds_in_a_sandbox(pool, name))
-            assert pool.stats()["from_warm"] == repeat
-        print(f"{f'first answer of a warm {name}':<44} {statistics.median(times):9.3f} s", flush=True)
+            for what, page in (("the same page", the_same_page(name)), ("a changed page", a_changed_page(name))):
+                times = []
+                for _ in range(repeat):
+                    pool.wait_ready(timeout=PATIENCE)
+                    times.append(seconds_in_a_sandbox(pool, page))
+                print(f"{f'warm {name}, {what}':<44} {statistics.median(times):9.3f} s", flush=True)
+            assert pool.stats()["from_warm"] == 2 * repeat
 
 
 # -- memory -------------------------------------------------------------------------------------------------------

@@ -70,6 +70,7 @@ BROKEN: dict[str, dict[str, Broken]] = {
             "ended",
             "on its way",
             files={"next.config.ts": ENDS},
+            is_started=True,
         ),
     },
     "streamlit-developer": {
@@ -102,6 +103,7 @@ BROKEN: dict[str, dict[str, Broken]] = {
             "ended",
             "on its way",
             files={"nuxt.config.ts": ENDS},
+            is_started=True,
         ),
     },
 }
