@@ -51,6 +51,8 @@ def tests(session: nox.Session) -> None:
 def full(session: nox.Session) -> None:
     """Everything, with long Hypothesis profiles; run before a capability is called done."""
     session.install("-e", ".[test]")
+    session.log("installing what reads files of sandboxes by URL: pandas, pyarrow")
+    session.install("pandas", "pyarrow")
     session.run("pytest", "--full", *session.posargs, env={"HYPOTHESIS_PROFILE": "full"})
     if not session.posargs:
         gvisor(session)
