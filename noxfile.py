@@ -17,14 +17,17 @@ nox.options.reuse_venv = "yes"
 nox.options.sessions = ["lint", "types", "sync", "tests"]
 
 
-# What tests of the full tier use besides: the packages of those whom we say to fit, and what drives a browser.
+# What tests of the full tier use besides: the packages of those whom we say to fit, and what drives a browser or
+# reads files of sandboxes by URL.
 OTHERS = (
     "anthropic",
     "fastapi",
     "google-genai",
     "openai",
     "openapi-spec-validator",
+    "pandas",
     "playwright",
+    "pyarrow",
     "schemathesis",
     "websockets",
 )

@@ -73,7 +73,7 @@ class Bridge:
         # What a kernel publishes is never dropped on its way: it waits here, in the box's own memory.
         self._client.context.setsockopt(zmq.RCVHWM, 0)
         self._client.start_channels(stdin=False, hb=False)
-        self._wire = Wire(descriptor, hold=_nothing, release=_nothing)
+        self._wire = Wire(descriptor)
         self._poller = zmq.Poller()
         self._cell: int | None = None
 
@@ -287,10 +287,6 @@ def _refuse(why: str) -> NoReturn:
 def _end_with_parent() -> None:
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def _nothing() -> None:
-    """Frames need no protection from interrupts: ours raises nothing."""
 
 
 def _write(descriptor: int, data: bytes) -> None:
