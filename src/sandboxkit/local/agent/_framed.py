@@ -18,7 +18,8 @@ import termios
 
 from . import _files, _frames
 from ._codec import EXIT, HEADER, SPAWN, pack, packets
-from ._loop import Agent, raise_limit
+from ._handles import raise_limit
+from ._loop import Agent
 
 PIECE = 262_144
 GRANT_AT = _frames.WINDOW // 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 
 from ._codec import (
     FILE_CLOSE,
@@ -55,6 +56,12 @@ class Handles:
         handle, self._next = self._next, self._next + 1
         self._open[handle] = fd
         return handle
+
+
+def raise_limit() -> None:
+    """Let this process open as many files as it may."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _has_metadata(fd: int) -> bool:

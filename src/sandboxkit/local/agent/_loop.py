@@ -11,7 +11,6 @@ import _signal  # type: ignore[import-not-found]
 import _socket
 import errno
 import os
-import resource
 import select
 import struct
 import time
@@ -425,12 +424,6 @@ class Agent:
         self.poll.unregister(fd)
 
 
-def raise_limit() -> None:
-    """Let this process open as many files as it may."""
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def serve(fd: int, *, can_fork_kernels: bool = False, fork: Callable[[], int] = os.fork) -> None:
     """Serve the socket with this number until the engine closes its end.
 
@@ -438,7 +431,7 @@ def serve(fd: int, *, can_fork_kernels: bool = False, fork: Callable[[], int] = 
         can_fork_kernels: raise `_programs.BecomeKernel` in a fork that is to be a kernel, instead of starting one.
         fork: how to fork for all other programs.
     """
-    raise_limit()
+    _handles.raise_limit()
     agent = Agent(_socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd))
     agent.rules.can_fork_kernels, agent.rules.fork = can_fork_kernels, fork
     try:
