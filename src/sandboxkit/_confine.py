@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import PureWindowsPath
-from posixpath import normpath
 from typing import Any, NoReturn
 
 from sandboxkit._types import DEFAULT_ROOT
@@ -33,6 +33,10 @@ PATH_MAX = 4095
 _SHOWN = 200
 _SHORT = NAME_MAX // 4
 """Characters that are certainly no more bytes than a name may have."""
+_CERTAIN = PATH_MAX // 4
+"""The same for a path."""
+_FEW = (_CERTAIN - NAME_MAX) // (_SHORT + 1)
+"""Names of _SHORT characters that are certainly no path that is too long, below a root of NAME_MAX bytes."""
 
 # C0, DEL and C1 controls; the marks, embeddings, overrides and isolates of the bidirectional algorithm; backslash.
 _STRANGE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\\\\]")
@@ -56,39 +60,40 @@ def confine(path: str | bytes | os.PathLike[str] | os.PathLike[bytes], root: str
             that is itself no absolute path.
         PathEscape: it leads out of the root, be it only on the way.
     """
-    if type(path) is str and type(root) is str and len(path) <= NAME_MAX:
-        return _decided_before(path, root)
+    if type(path) is str:
+        if root is DEFAULT_ROOT:
+            if _is_plain(path):
+                return path if path[0] == "/" else _PREFIX + path
+        elif type(root) is str:
+            is_plain, prefix = _plain_below(root)
+            if is_plain(path):
+                return path if path[0] == "/" else prefix + path
+        if type(root) is str and len(path) <= NAME_MAX:
+            return _decided_before(path, root)
     return _decided(path, root)
 
 
 def _decided(path: Any, root: str) -> str:
-    # What most paths are: short printable text (which has no NUL and no surrogate) without "..", whose normal form
-    # normpath makes. Anything else, and any refusal, takes the rules one by one; the laws are tested on both ways.
-    if type(path) is str and len(path) <= _SHORT and ".." not in path and path.isprintable():
-        prefix = _prefix_of(root) if type(root) is str else ""
-        if path[:1] != "/":
-            if prefix:
-                short = normpath(path)
-                return prefix + short if short != "." else prefix[:-1]
-        elif prefix and path.startswith(prefix):
-            return normpath(path)
+    """Take the rules one by one. What `confine` sees at a look is the same; that it is, is a test."""
     base = _root_parts(_text(root))
     text = _text(path)
     parts = _parts(text, path)
-    if text.startswith("/"):
+    if text[:1] == "/":
         if tuple(parts[: len(base)]) != base:
             _refuse_escape(path, root)
         del parts[: len(base)]
-    below: list[str] = []
-    for part in parts:
-        if part != "..":
-            below.append(part)
-        elif below:
-            below.pop()
-        else:
-            _refuse_escape(path, root)
-    result = "/" + "/".join((*base, *below))
-    if len(_bytes(result)) > PATH_MAX:
+    if ".." in parts:
+        below: list[str] = []
+        for part in parts:
+            if part != "..":
+                below.append(part)
+            elif below:
+                below.pop()
+            else:
+                _refuse_escape(path, root)
+        parts = below
+    result = "/" + "/".join((*base, *parts))
+    if len(result) > _CERTAIN and len(_bytes(result)) > PATH_MAX:
         raise InvalidPath(f"The path {shown(path)} is longer than {PATH_MAX} bytes.", path=path)
     return result
 
@@ -135,6 +140,8 @@ def _text(path: Any) -> str:
     """
     given = path
     kind = type(path)
+    if kind is str and path.isascii() and "\0" not in path:
+        return path  # type: ignore[no-any-return]  # its bytes are itself
     if issubclass(kind, PureWindowsPath):
         raise InvalidPath("A Windows path names nothing in a sandbox; pass text or a PurePosixPath.", path=path)
     if not issubclass(kind, str | bytes):
@@ -160,17 +167,27 @@ def _bytes(text: str) -> bytes:
 
 def _parts(text: str, path: Any) -> list[str]:
     """Cut a path at its slashes; empty parts and "." mean nothing and fall out."""
-    parts = [part for part in text.split("/") if part not in ("", ".")]
-    if any(len(_bytes(part)) > NAME_MAX for part in parts):
+    parts = [part for part in text.split("/") if part and part != "."]
+    longest = len(max(parts, key=len)) if len(text) > _SHORT and parts else 0
+    if longest > _SHORT and any(len(_bytes(part)) > NAME_MAX for part in parts):
         raise InvalidPath(f"The path {shown(path)} has a name longer than {NAME_MAX} bytes.", path=path)
     return parts
 
 
 @lru_cache(maxsize=64)
-def _prefix_of(root: str) -> str:
-    """A root in its normal form, with a slash at its end; empty where the rules had better decide."""
-    parts = _root_parts(_text(root))
-    return "/" + "/".join(parts) + "/" if parts and sum(map(len, parts)) < PATH_MAX // 8 else ""
+def _plain_below(root: str) -> tuple[Callable[[str], object], str]:
+    """What says of a path that it is in its normal form already, below the root, far from every limit, and without NUL
+    and surrogate; and the root with a slash at its end. It never says so of a root that is long, or not as it should
+    be."""
+    parts = _parts(root, root) if root.isprintable() and len(root) <= _SHORT else []
+    if not parts or ".." in parts or root != "/" + "/".join(parts):
+        return _never, ""
+    name = rf"\.?[^/.\0\ud800-\udfff][^/\0\ud800-\udfff]{{0,{_SHORT - 2}}}+"
+    return re.compile(rf"(?:{re.escape(root)}/)?+{name}(?:/{name}){{0,{_FEW - 1}}}+").fullmatch, root + "/"
+
+
+def _never(path: str) -> object:
+    return None
 
 
 @lru_cache(maxsize=64)
@@ -183,3 +200,6 @@ def _root_parts(root: str) -> tuple[str, ...]:
 
 def _refuse_escape(path: Any, root: Any) -> NoReturn:
     raise PathEscape(f"The path {shown(path)} leads out of {shown(root)}.", path=path)
+
+
+_is_plain, _PREFIX = _plain_below(DEFAULT_ROOT)
