@@ -75,9 +75,13 @@ class World:
                 elif kind == "fifo":
                     os.mkfifo(full)
                 else:
-                    os.symlink(content.replace(b"ROOT", self.root).replace(b"OUT", self.out), full)
+                    os.symlink(self.meant(content), full)
             except OSError:
                 continue
+
+    def meant(self, text: bytes) -> bytes:
+        """A path that names this world's directories by words."""
+        return text.replace(b"ROOT", self.root).replace(b"OUT", self.out)
 
     def digest(self) -> Any:
         """All that lies outside of the root: names, kinds, modes, owners, contents."""

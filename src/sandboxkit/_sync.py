@@ -42,9 +42,11 @@ from sandboxkit.pool._stats import PoolStats
 from sandboxkit.provider._base import OnOutput, OnResult, Provider
 from sandboxkit.runner import with_app, with_apps
 from sandboxkit.runner._app import AsyncApp
+from sandboxkit.safefs._asked import HardLinks, Links
 from sandboxkit.safefs._fileobj import Mode, opened
 from sandboxkit.safefs._guard import AnyPath
-from sandboxkit.safefs._safefs import DEFAULT_CHUNK, DEFAULT_MAX_BYTES, AsyncSafeFS, Entries, LocalPath, OnProgress
+from sandboxkit.safefs._safefs import DEFAULT_CHUNK, AsyncSafeFS, Entries, LocalPath, OnProgress
+from sandboxkit.safefs._transfer import DEFAULT_MAX_BYTES
 from sandboxkit.safefs._tree import DEFAULT_EXCLUDES
 
 T = TypeVar("T")
@@ -66,12 +68,18 @@ class SafeFS:
             that exchanges files for links meanwhile. `None` is `"enforced"`, or EnforcementUnavailable where that
             cannot be had: no level is ever less than it says.
         strict_names: also refuse control and bidirectional characters and backslashes in names.
+        links: `"refuse"` follows none, wherever it leads; not at `"lexical"`.
+        hard_links: `"refuse"` reads and replaces no file that has a second name, which may lie outside; at
+            `"enforced"` only.
+        mounts: mount points below the root that may be entered, such as E2B's volumes; at `"enforced"` only. All
+            others are refused there, and looked at by the other levels like any directory.
         on_refused: is told each refusal; what it returns is ignored.
 
     Raises:
-        ConfigurationError: `sandbox` is of the wrong kind (an asynchronous one belongs to `AsyncSafeFS`), or the
-            level is none of the three.
-        InvalidPath: the root is no absolute path.
+        ConfigurationError: `sandbox` is of the wrong kind (an asynchronous one belongs to `AsyncSafeFS`), or an
+            option has no value that there is.
+        UnsupportedOption: the level cannot keep what an option asks.
+        InvalidPath, PathEscape: the root is no absolute path, or a mount does not lie below it.
     """
 
     def __init__(
@@ -81,11 +89,21 @@ class SafeFS:
         root: str = DEFAULT_ROOT,
         level: Level | None = None,
         strict_names: bool = False,
+        links: Links = "follow",
+        hard_links: HardLinks = "allow",
+        mounts: Collection[AnyPath] = (),
         on_refused: Callable[[SafeFSError], object] | None = None,
     ) -> None:
         self._portal = _portal.current()
         self._async = AsyncSafeFS(
-            _async_twin(sandbox), root=root, level=level, strict_names=strict_names, on_refused=on_refused
+            _async_twin(sandbox),
+            root=root,
+            level=level,
+            strict_names=strict_names,
+            links=links,
+            hard_links=hard_links,
+            mounts=mounts,
+            on_refused=on_refused,
         )
 
     @property

@@ -2,7 +2,7 @@
 
 Both ways to a sandbox carry the same bytes: the engine's confined base path in a request, the helper in base64.
 
-    request   u32 length, fields: operation, identity or "", path, arguments; then the content to be written
+    request   u32 length, fields: operation, the root's terms, path, arguments; then the content to be written
     answer    u32 length, fields: "ok", identity, what it says; then content.  Or: "fail", errno
 
 A field is its length (u32, network order) and its bytes; numbers are written in decimal. Numbers of errors are Linux's,
@@ -40,7 +40,7 @@ ERRORS: Final[Mapping[int, type[SafeFSError]]] = {
     7: TooLarge,  # E2BIG
     11: Changed,  # EAGAIN
     13: AccessDenied,  # EACCES
-    16: Changed,  # EBUSY
+    16: LinkEscape,  # EBUSY: a mount point
     17: Changed,  # EEXIST
     18: LinkEscape,  # EXDEV
     20: NotADirectory,  # ENOTDIR
@@ -49,6 +49,7 @@ ERRORS: Final[Mapping[int, type[SafeFSError]]] = {
     27: TooLarge,  # EFBIG
     28: NoSpace,  # ENOSPC
     30: AccessDenied,  # EROFS
+    31: LinkEscape,  # EMLINK: a hard link, where they are refused
     36: InvalidPath,  # ENAMETOOLONG
     39: Changed,  # ENOTEMPTY
     116: Changed,  # ESTALE
@@ -74,6 +75,8 @@ class FileCall:
     data: bytes = b""
     identity: bytes = b""
     """Of the root, where it is known: the operation is refused on another directory (ESTALE)."""
+    asked: bytes = b""
+    """What else is asked of the root: see `agent/_beneath.py` on terms."""
     max_answer: int = 1024 * 1024
     """Bytes that the answer's content may have; a longer answer is broken."""
 
@@ -97,7 +100,7 @@ class OperationFailed(Exception):
 
 def encoded(call: FileCall) -> bytes:
     """The request's bytes, without the content."""
-    fields = [call.operation.encode(), call.identity, to_bytes(call.path), *map(_field, call.args)]
+    fields = [call.operation.encode(), call.identity + call.asked, to_bytes(call.path), *map(_field, call.args)]
     packed = wire.pack(fields)
     return _LENGTH.pack(len(packed)) + packed
 

@@ -37,7 +37,7 @@ _SAYS: dict[type[SafeFSError], str] = {
     SpecialFile: "Not a regular file or a directory",
     NoSpace: "No space or no inode is left",
     TooLarge: "Larger than max_bytes, or more entries than fit into an answer",
-    LinkEscape: "A link or a mount on the way leads out of the root",
+    LinkEscape: "A link or a mount leads out of the root there, or is refused",
     Changed: "The tree changed meanwhile, try again",
     AccessDenied: "The sandbox's user may not do that",
     InvalidPath: "Not a path here",

@@ -31,7 +31,7 @@ INLINE: Final = 64 * 1024
 """Bytes of content that go with the command: an argument has at most 128 KiB, in base64 and with the helper itself."""
 WITHIN: Final = 300.0
 
-_NAMES: Final = ("_removal", "_beneath", "_confined")
+_NAMES: Final = ("_removal", "_beneath", "_described", "_confined")
 _BOOT: Final = (
     "import sys,types,zlib,base64\n"
     'p=types.ModuleType("sbk");p.__path__=[];sys.modules["sbk"]=p\n'

@@ -153,9 +153,10 @@ class CheckedFiles(LexicalFiles):
 
     level: Level = "checked"
 
-    def __init__(self, files: Files, root: str) -> None:
+    def __init__(self, files: Files, root: str, *, follows: bool = True) -> None:
         super().__init__(files)
         self._root = root
+        self._follows = follows
 
     async def read(self, path: str, *, start: int, length: int, max_bytes: int | None, version: bytes = b"") -> Piece:
         self._require_file(await self._look(path), path)
@@ -258,7 +259,7 @@ class CheckedFiles(LexicalFiles):
                     raise NotFound("")
                 return None
             target = info.link_target
-            if target is not None and (name == self._root or not _is_below(target, root)):
+            if target is not None and (not self._follows or name == self._root or not _is_below(target, root)):
                 raise LinkEscape("")
             if name != names[-1] and info.type != "dir":
                 raise NotFound("") if _leads_nowhere(info, name) else NotADirectory("")
@@ -272,9 +273,10 @@ class EnforcedFiles:
     takes_any_name = True
     reads_parts = True
 
-    def __init__(self, sandbox: ProviderSandbox, root: str) -> None:
+    def __init__(self, sandbox: ProviderSandbox, root: str, asked: bytes = b"") -> None:
         self._sandbox = sandbox
         self._root = root
+        self._asked = asked
         self._found: Confined | None = None
         self._identity = b""
 
@@ -347,7 +349,13 @@ class EnforcedFiles:
     ) -> FileAnswer:
         way = await self._way()
         call = FileCall(
-            operation=operation, path=path, args=args, data=data, identity=self._identity, max_answer=max_answer
+            operation=operation,
+            path=path,
+            args=args,
+            data=data,
+            identity=self._identity,
+            asked=self._asked,
+            max_answer=max_answer,
         )
         try:
             answer = await way.call(call)

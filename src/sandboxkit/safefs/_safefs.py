@@ -24,14 +24,14 @@ from sandboxkit.errors import (
     SafeFSError,
 )
 from sandboxkit.safefs import _transfer
+from sandboxkit.safefs._asked import HardLinks, Links, asked, files_of
 from sandboxkit.safefs._fileobj import AsyncSafeFile, Mode, mode_of
 from sandboxkit.safefs._glob import expand
 from sandboxkit.safefs._guard import AnyPath, Guard, believed, taken_up
-from sandboxkit.safefs._levels import CheckedFiles, EnforcedFiles, LevelFiles, LexicalFiles
+from sandboxkit.safefs._transfer import DEFAULT_MAX_BYTES, streamed
 from sandboxkit.safefs._tree import DEFAULT_EXCLUDES, gather, is_directory
-from sandboxkit.safefs._watch import looked_for, told
+from sandboxkit.safefs._watch import watched
 
-DEFAULT_MAX_BYTES = 64 * 1024 * 1024
 DEFAULT_CHUNK = 1024 * 1024
 
 LocalPath: TypeAlias = str | os.PathLike[str]
@@ -55,12 +55,18 @@ class AsyncSafeFS(Guard):
             exchanges files for links meanwhile. `None` is `"enforced"`, or EnforcementUnavailable where that cannot be
             had: no level is ever less than it says.
         strict_names: also refuse control and bidirectional characters and backslashes in names.
+        links: `"refuse"` follows none, wherever it leads; not at `"lexical"`.
+        hard_links: `"refuse"` reads and replaces no file that has a second name, which may lie outside; at
+            `"enforced"` only.
+        mounts: mount points below the root that may be entered, such as E2B's volumes; at `"enforced"` only. All
+            others are refused there, and looked at by the other levels like any directory.
         on_refused: is told each refusal; what it returns is ignored.
 
     Raises:
-        ConfigurationError: `sandbox` is of the wrong kind (a synchronous one belongs to `SafeFS`), or the level is
-            none of the three.
-        InvalidPath: the root is no absolute path.
+        ConfigurationError: `sandbox` is of the wrong kind (a synchronous one belongs to `SafeFS`), or an option has
+            no value that there is.
+        UnsupportedOption: the level cannot keep what an option asks.
+        InvalidPath, PathEscape: the root is no absolute path, or a mount does not lie below it.
     """
 
     def __init__(
@@ -70,17 +76,15 @@ class AsyncSafeFS(Guard):
         root: str = DEFAULT_ROOT,
         level: Level | None = None,
         strict_names: bool = False,
+        links: Links = "follow",
+        hard_links: HardLinks = "allow",
+        mounts: Collection[AnyPath] = (),
         on_refused: Callable[[SafeFSError], object] | None = None,
     ) -> None:
-        if level not in (None, "lexical", "checked", "enforced"):
-            raise ConfigurationError(f"SafeFS(level={level!r}): 'lexical', 'checked', 'enforced' or None is needed.")
         made = taken_up(sandbox)
         confined = confine(root, root)
-        files: LevelFiles = EnforcedFiles(made, confined)
-        if level == "lexical":
-            files = LexicalFiles(made.files)
-        elif level == "checked":
-            files = CheckedFiles(made.files, confined)
+        wanted = asked(confined, links=links, hard_links=hard_links, mounts=mounts)
+        files = files_of(made, confined, level, wanted)
         super().__init__(files, made.sandbox_id, confined, strict_names=strict_names, on_refused=on_refused)
 
     @property
@@ -150,17 +154,8 @@ class AsyncSafeFS(Guard):
         if chunk < 1:
             raise ConfigurationError(f"stream(chunk={chunk!r}): a positive number is needed.")
         target = self._file(path)
-        at, version = 0, b""
-        length = chunk if self._files.reads_parts else DEFAULT_MAX_BYTES
-        most = None if self._files.reads_parts else DEFAULT_MAX_BYTES
-        while True:
-            with self._telling(path):
-                piece = await self._files.read(target, start=at, length=length, max_bytes=most, version=version)
-            for begin in range(0, len(piece.data), chunk):
-                yield piece.data[begin : begin + chunk]
-            at, version = at + len(piece.data), piece.version
-            if at >= piece.size:
-                return
+        async for piece in streamed(self._files, target, chunk, lambda: self._telling(path)):
+            yield piece
 
     def open(self, path: AnyPath, mode: Mode = "rb", *, max_bytes: int = DEFAULT_MAX_BYTES) -> AsyncSafeFile:
         """Open a file, to be used with `async with`: its methods are those of Python's files, and awaited.
@@ -314,12 +309,7 @@ class AsyncSafeFS(Guard):
         if not 0 < interval < float("inf"):
             raise ConfigurationError(f"watch(interval={interval!r}): a positive number of seconds is needed.")
         directory = self._confined(path)
-        with self._telling(path):
-            native = isinstance(self._files, EnforcedFiles) and await self._files.watching() is not None
-        if native and isinstance(self._files, EnforcedFiles):
-            events = told(self._files, directory, recursive=recursive)
-        else:
-            events = looked_for(self._files, directory, recursive=recursive, interval=interval)
+        events = watched(self._files, directory, recursive=recursive, interval=interval)
         async with aclosing(events):
             with self._telling(path):
                 async for event in events:

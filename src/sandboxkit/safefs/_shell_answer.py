@@ -23,6 +23,7 @@ def shell_arguments(call: FileCall, nonce: str, root: str, *, inline: bool) -> l
     """The arguments after the script's name. Its paths count from the root."""
     below = call.path.removeprefix(root).strip("/")
     operation, one, two = call.operation, "", ""
+    _, *asked = call.asked.split(b"\0")
     if operation == "read":
         start, length, most, version = call.args
         if start != 0 or version:
@@ -32,8 +33,17 @@ def shell_arguments(call: FileCall, nonce: str, root: str, *, inline: bool) -> l
         one, two = ("inline", _base64(call.data)) if inline else ("input", str(_size_of_lines(len(call.data))))
     elif operation == "list" and call.args[0] != 1:
         operation = "-"
+    if asked[1:]:
+        operation = "-"  # mounts to be entered
     # An empty argument has to stay one.
-    return [nonce, operation, *(_base64(to_bytes(text)) or "''" for text in (root, below)), one or "''", two or "''"]
+    letters = asked[0].decode() if asked else ""
+    rest = (one, two, call.identity.decode(), letters)
+    return [
+        nonce,
+        operation,
+        *(_base64(to_bytes(text)) or "''" for text in (root, below)),
+        *(word or "''" for word in rest),
+    ]
 
 
 def shell_answer(call: FileCall, text: str) -> FileAnswer | None:

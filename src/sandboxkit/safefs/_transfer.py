@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -16,8 +17,10 @@ from sandboxkit._types import FileInfo, TransferProgress
 from sandboxkit.errors import InvalidPath, NotADirectory, SpecialFile, TooLarge
 
 if TYPE_CHECKING:
+    from sandboxkit.safefs._levels import LevelFiles
     from sandboxkit.safefs._safefs import AsyncSafeFS
 
+DEFAULT_MAX_BYTES: Final = 64 * 1024 * 1024
 MAX_FILE: Final = 64 * 1024 * 1024
 _WINDOWS: Final = frozenset('<>:"|?*\\')
 
@@ -49,6 +52,23 @@ class _Meter:
             )
             if hasattr(answer, "__await__"):
                 await answer  # a callback may be a coroutine function
+
+
+async def streamed(
+    files: LevelFiles, path: str, chunk: int, telling: Callable[[], AbstractContextManager[None]]
+) -> AsyncGenerator[bytes]:
+    """See `AsyncSafeFS.stream`; `telling` words the errors of one request."""
+    at, version = 0, b""
+    length = chunk if files.reads_parts else DEFAULT_MAX_BYTES
+    most = None if files.reads_parts else DEFAULT_MAX_BYTES
+    while True:
+        with telling():
+            piece = await files.read(path, start=at, length=length, max_bytes=most, version=version)
+        for begin in range(0, len(piece.data), chunk):
+            yield piece.data[begin : begin + chunk]
+        at, version = at + len(piece.data), piece.version
+        if at >= piece.size:
+            return
 
 
 async def upload(files: AsyncSafeFS, source: Path, target: str, *, on_progress: OnProgress | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Any, Final, cast
 
 import anyio
@@ -17,6 +18,17 @@ DEEPEST: Final = 64
 """Levels that a recursive look goes down."""
 _WAIT: Final = 20
 _KINDS: Final = frozenset({b"create", b"write", b"remove", b"rename", b"chmod"})
+
+
+async def watched(files: LevelFiles, directory: str, *, recursive: bool, interval: float) -> AsyncGenerator[FileEvent]:
+    """What happens in a directory, by the better of the two ways that there is."""
+    if isinstance(files, EnforcedFiles) and await files.watching() is not None:
+        events = told(files, directory, recursive=recursive)
+    else:
+        events = looked_for(files, directory, recursive=recursive, interval=interval)
+    async with aclosing(events):
+        async for event in events:
+            yield event
 
 
 async def told(files: EnforcedFiles, directory: str, *, recursive: bool) -> AsyncGenerator[FileEvent]:

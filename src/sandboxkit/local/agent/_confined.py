@@ -4,7 +4,8 @@ Each takes the root and its arguments as byte strings and returns the fields of 
 What may take long is a generator, which yields None wherever it may pause. Failures are OSErrors, whose number alone is
 told; the ones that SafeFS has words for:
 
-    EXDEV        a link leads out of the root, or a mount lies in the way
+    EXDEV EBUSY  a link leads out of the root, or a mount lies in the way
+    EMLINK       a file with more than one name, where that was to be refused
     EMEDIUMTYPE  neither a regular file nor a directory, or a link that leads nowhere, where something is written
     ESTALE       the tree changed under the operation, or the root is another directory than before
     EFBIG E2BIG  larger than was allowed: a file, a listing
@@ -22,8 +23,8 @@ import stat
 from collections.abc import Generator
 from contextlib import suppress
 
-from . import _removal
-from ._beneath import Root, fail, link_text, look
+from . import _described, _removal
+from ._beneath import Root, fail
 
 TYPE_CHECKING = False  # the module of that name takes longer to import than all of this
 if TYPE_CHECKING:
@@ -45,20 +46,28 @@ def opened(root: Root, path: bytes) -> int:
         if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket, a device without a driver
             raise fail(errno.EMEDIUMTYPE) from None
         raise
+    return required_regular(root, fd)
+
+
+def required_regular(root: Root, fd: int) -> int:
+    """The open file, if it is a regular one; else it is closed."""
     try:
-        require_regular(os.fstat(fd))
+        require_regular(root, os.fstat(fd))
     except OSError:
         os.close(fd)
         raise
     return fd
 
 
-def require_regular(info: os.stat_result) -> None:
-    """EISDIR for a directory, EMEDIUMTYPE for anything else that is no regular file."""
+def require_regular(root: Root, info: os.stat_result) -> None:
+    """EISDIR for a directory, EMEDIUMTYPE for anything else that is no regular file; EMLINK for one with more names,
+    where the root refuses them."""
     if stat.S_ISDIR(info.st_mode):
         raise fail(errno.EISDIR)
     if not stat.S_ISREG(info.st_mode):
         raise fail(errno.EMEDIUMTYPE)
+    if root.refuses_hard_links and info.st_nlink > 1:
+        raise fail(errno.EMLINK)
 
 
 def version_of(info: os.stat_result) -> bytes:
@@ -102,13 +111,14 @@ class Replacement:
             raise fail(errno.EISDIR)
         if len(parts) > 1:
             os.close(root.make_dirs(parts[:-1])[0])
+        self.root = root
         self.directory, self.name, self.old = root.place(parts)
         self.part = STAGED % os.urandom(12).hex().encode()
         self.fd = -1
         self.is_in_place = False
         try:
             if self.old is not None:
-                require_regular(self.old)
+                require_regular(root, self.old)
             mode = 0o644 if self.old is None else stat.S_IMODE(self.old.st_mode) & 0o777
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             self.fd = os.open(self.part, flags, 0o600, dir_fd=self.directory)
@@ -131,13 +141,7 @@ class Replacement:
 
     def old_content(self) -> int:
         """The file that will be replaced, open for reading."""
-        fd = os.open(self.name, READING | os.O_NOFOLLOW, dir_fd=self.directory)
-        try:
-            require_regular(os.fstat(fd))
-        except OSError:
-            os.close(fd)
-            raise
-        return fd
+        return required_regular(self.root, self.root.step(self.name, self.directory, READING))
 
     def put_in_place(self) -> None:
         """Give it its name."""
@@ -223,7 +227,7 @@ def in_place(root: Root, path: bytes, flags: int, mode: int) -> int:
         os.close(directory)
     try:
         info = os.fstat(fd)
-        require_regular(info)
+        require_regular(root, info)
         if info.st_nlink > 1 or info.st_dev != root.device:
             raise fail(errno.EMLINK)
         os.fchmod(fd, stat.S_IMODE(info.st_mode))  # a watcher of E2B's sees it, as envd gives the file to its user
@@ -274,103 +278,6 @@ class Staged(Replacement):
         self.is_in_place = False
 
 
-def describe(root: Root, parts: list[bytes], directory: int, name: bytes, path: bytes) -> list[bytes | int]:
-    """One entry by lstat: name, path, mode, size, uid, gid, mtime in ns, what a link says or "", the mode of what it
-    leads to inside or "", and 0 (attributes)."""
-    info = os.lstat(name, dir_fd=directory)
-    text = b""
-    target: bytes | int = b""
-    if stat.S_ISLNK(info.st_mode):
-        text = link_text(name, directory) or b""
-        try:
-            fd = root.reach(parts, os.O_PATH)
-            try:
-                target = os.fstat(fd).st_mode
-            finally:
-                os.close(fd)
-        except OSError:
-            pass  # it leads nowhere, or out: nothing is said of what lies there
-    shown = os.path.basename(path) or b"/"
-    return [shown, path, info.st_mode, info.st_size, info.st_uid, info.st_gid, info.st_mtime_ns, text, target, 0]
-
-
-def status(root: Root, path: bytes) -> list[bytes | int]:
-    """Describe one entry; a link is described itself."""
-    parts = root.parts_of(path)
-    if not parts:
-        return describe(root, parts, root.fd, b".", path)
-    directory = root.parent(parts)
-    try:
-        return describe(root, parts, directory, parts[-1], path)
-    finally:
-        os.close(directory)
-
-
-def exists(root: Root, path: bytes) -> list[bytes | int]:
-    """1 where there is something, links followed; 0 where there is nothing, or a link to nothing."""
-    try:
-        os.close(root.reach(root.parts_of(path), os.O_PATH))
-    except (FileNotFoundError, NotADirectoryError):
-        return [0]
-    return [1]
-
-
-def listing(root: Root, path: bytes, depth: bytes, max_entries: bytes) -> Generator[None, None, list[bytes | int]]:
-    """The entries below a directory, down to `depth` levels; links and mounts are not entered. E2BIG past the cap."""
-    fields: list[bytes | int] = []
-    above = root.parts_of(path)
-    left = int(max_entries)
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | os.O_CLOEXEC
-    top = root.reach(above, flags)
-    try:
-        pending: list[tuple[list[bytes], int]] = [([], int(depth))]
-        while pending:
-            below, levels = pending.pop()
-            try:
-                directory = descend(top, below, flags)
-            except OSError:
-                continue  # gone, closed to us, or no directory any more: the entry itself has been listed
-            try:
-                names = sorted(_removal.names_in(directory))
-                left -= len(names)
-                if left < 0:
-                    raise fail(errno.E2BIG)
-                opened = []
-                for name in names:
-                    within = [*below, name]
-                    full = path.rstrip(b"/") + b"/" + b"/".join(within)
-                    try:
-                        one = describe(root, above + within, directory, name, full)
-                    except FileNotFoundError:
-                        continue
-                    fields += one
-                    if levels > 1 and stat.S_ISDIR(int(one[2])):
-                        opened.append((within, levels - 1))
-                    yield None
-                pending += reversed(opened)
-            finally:
-                os.close(directory)
-    finally:
-        os.close(top)
-    return fields
-
-
-def descend(top: int, names: list[bytes], flags: int) -> int:
-    """Open a directory below an open one, through no link and into no other file system."""
-    fd = os.open(b".", flags, dir_fd=top)
-    device = os.fstat(fd).st_dev
-    for name in names:
-        try:
-            below = os.open(name, flags | os.O_NOFOLLOW, dir_fd=fd)
-        finally:
-            os.close(fd)
-        fd = below
-        if os.fstat(fd).st_dev != device:
-            os.close(fd)
-            raise fail(errno.EXDEV)
-    return fd
-
-
 def make_dir(root: Root, path: bytes) -> list[bytes | int]:
     """mkdir -p: 1 where it was made."""
     fd, made = root.make_dirs(root.parts_of(path))
@@ -385,7 +292,7 @@ def remove(root: Root, path: bytes) -> Generator[None, None, list[bytes | int]]:
         raise fail(errno.EXDEV)
     directory = root.parent(parts)
     try:
-        if (yield from _removal.remove(parts[-1], directory, root.device)) == [0]:
+        if (yield from _removal.remove(parts[-1], directory, root.step)) == [0]:
             raise fail(errno.ENOENT)
     finally:
         os.close(directory)
@@ -399,11 +306,11 @@ def rename(root: Root, path: bytes, target: bytes) -> list[bytes | int]:
         raise fail(errno.EXDEV)
     before = root.parent(source)
     try:
-        if look(source[-1], before) is None:
+        if root.look(source[-1], before) is None:
             raise fail(errno.ENOENT)
         after = root.make_dirs(other[:-1])[0]
         try:
-            there = look(other[-1], after)
+            there = root.look(other[-1], after)
             if there is not None and stat.S_ISDIR(there.st_mode):
                 raise fail(errno.EISDIR)
             os.rename(source[-1], other[-1], src_dir_fd=before, dst_dir_fd=after)
@@ -419,12 +326,12 @@ QUICK: dict[bytes, Any] = {
     b"write": write,
     b"commit": commit,
     b"discard": discard,
-    b"stat": status,
-    b"exists": exists,
+    b"stat": _described.status,
+    b"exists": _described.exists,
     b"make_dir": make_dir,
     b"rename": rename,
 }
-LONG: dict[bytes, Any] = {b"append": append, b"copy": copy, b"list": listing, b"remove": remove}
+LONG: dict[bytes, Any] = {b"append": append, b"copy": copy, b"list": _described.listing, b"remove": remove}
 MAKES_ROOT = (b"write", b"append", b"make_dir", b"copy")
 
 

@@ -6,22 +6,27 @@ entered. At most DEPTH_OF_DESCRIPTORS are open: what lies deeper is first moved 
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Generator
 from contextlib import suppress
 
+TYPE_CHECKING = False  # the module of that name takes longer to import than all of this
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Step = Callable[[bytes, int, int], int]
+
 DEPTH_OF_DESCRIPTORS = 64
 """Directories that a removal keeps open at once."""
 
 
-def remove(name: bytes, parent: int | None, device: int | None = None) -> Generator[None, None, list[bytes | int]]:
+def remove(name: bytes, parent: int | None, step: Step | None = None) -> Generator[None, None, list[bytes | int]]:
     """Remove `name` in the open directory `parent` (None: `name` is a path). A generator that yields None wherever it
     may pause; returns [1], or [0] when there was nothing.
 
     Args:
-        device: of the file system that it has to stay on; EXDEV at a mount of another.
+        step: what opens a name in an open directory, where it may not do so on another mount; EXDEV there.
     """
     try:
         info = os.lstat(name, dir_fd=parent)
@@ -30,7 +35,7 @@ def remove(name: bytes, parent: int | None, device: int | None = None) -> Genera
     if not stat.S_ISDIR(info.st_mode):
         os.unlink(name, dir_fd=parent)
         return [1]
-    top = open_directory(name, parent, device)
+    top = open_directory(name, parent, step)
     lifted = 0
     more = False
     open_fds = [top]
@@ -56,7 +61,7 @@ def remove(name: bytes, parent: int | None, device: int | None = None) -> Genera
                 if not stat.S_ISDIR(os.lstat(child, dir_fd=directory).st_mode):
                     os.unlink(child, dir_fd=directory)
                     continue
-                inner = open_directory(child, directory, device)
+                inner = open_directory(child, directory, step)
             except FileNotFoundError:
                 continue
             if len(frames) >= DEPTH_OF_DESCRIPTORS:
@@ -80,14 +85,15 @@ def names_in(directory: int) -> list[bytes]:
     return [os.fsencode(name) for name in os.listdir(directory)]
 
 
-def open_directory(name: bytes, parent: int | None, device: int | None) -> int:
+def open_directory(name: bytes, parent: int | None, step: Step | None) -> int:
     """Open a directory for emptying, not through a link; make it accessible first where its mode forbids it."""
     flags = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    handle = os.open(name, flags | os.O_PATH, dir_fd=parent)
+    if step is None or parent is None:
+        handle = os.open(name, flags | os.O_PATH, dir_fd=parent)
+    else:
+        handle = step(name, parent, flags | os.O_PATH)
     try:
         info = os.fstat(handle)
-        if device is not None and info.st_dev != device:
-            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
         mode = stat.S_IMODE(info.st_mode)
         if mode & 0o700 != 0o700 and info.st_uid == os.getuid():
             os.chmod(f"/proc/self/fd/{handle}", mode | 0o700)

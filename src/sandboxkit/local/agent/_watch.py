@@ -17,7 +17,7 @@ import os
 import select
 import struct
 
-from . import _confined, _files
+from . import _files
 from ._beneath import Root, fail
 from ._codec import FAIL, OK
 
@@ -52,14 +52,27 @@ MAX_BATCH = 100_000
 class Watcher:
     """One watcher, and what happened since it was last asked."""
 
-    def __init__(self, directory: int, path: bytes, recursive: bool, with_entries: bool) -> None:
+    def __init__(self, directory: int, root: Root | None, path: bytes, recursive: bool, with_entries: bool) -> None:
         self.directory = directory
+        self.root = root
         self.path = path.rstrip(b"/") or b"/"
         self.recursive = recursive
         self.with_entries = with_entries
         self.events: list[tuple[int, bytes]] = []
         self.waiting = 0
         self.is_over = False
+
+    def step(self, name: bytes, here: int) -> int:
+        """Open a directory in one that is watched, through no link; beneath a root, on no other mount."""
+        if self.root is not None:
+            return self.root.step(name, here, OPENING)
+        return os.open(name, OPENING | os.O_NOFOLLOW, dir_fd=here)
+
+    def close(self) -> None:
+        """Let go of the directory and the root."""
+        os.close(self.directory)
+        if self.root is not None:
+            self.root.close()
 
     def tell(self, kind: int, name: bytes) -> None:
         """Keep an event."""
@@ -92,13 +105,16 @@ class Watches:
         if len(self.watchers) >= MAX_WATCHERS:
             raise fail(errno.EMFILE, path)
         self.start()
-        if root:
-            with Root(root, identity) as confined:
-                directory = confined.reach(confined.parts_of(path), OPENING)
-        else:
-            directory = os.open(path, OPENING)
+        confined = Root(root, identity) if root else None
+        try:
+            directory = os.open(path, OPENING) if confined is None else confined.reach(confined.parts_of(path), OPENING)
+        except OSError:
+            if confined is not None:
+                confined.close()
+            raise
         self.last += 1
-        watcher = self.watchers[self.last] = Watcher(directory, path, recursive == b"1", with_entries == b"1")
+        watcher = Watcher(directory, confined, path, recursive == b"1", with_entries == b"1")
+        self.watchers[self.last] = watcher
         try:
             self.watch(self.last, watcher, directory, b"", tells=False)
         except OSError:
@@ -122,7 +138,7 @@ class Watches:
         if watcher is None:
             return
         self.give_up(watcher)
-        os.close(watcher.directory)
+        watcher.close()
         for wd in [wd for wd, places in self.places.items() if number in places]:
             self.leave(wd, number)
 
@@ -197,7 +213,7 @@ class Watches:
                             watcher.tell(CREATE, path)
                             self.known.setdefault((wd, number), set()).add(child)
                         try:
-                            pending.append((os.open(child, OPENING | os.O_NOFOLLOW, dir_fd=fd), path))
+                            pending.append((watcher.step(child, fd), path))
                         except OSError:
                             continue  # no directory, or gone, or closed to us
                         if len(pending) > 512:
@@ -274,7 +290,13 @@ class Watches:
     def found(self, number: int, watcher: Watcher, path: bytes, *, tells: bool) -> None:
         """Watch a directory that has appeared; `tells` reports what is in it by now as created."""
         try:
-            directory = _confined.descend(watcher.directory, path.split(b"/"), OPENING)
+            directory = os.dup(watcher.directory)
+            for name in path.split(b"/"):
+                try:
+                    below = watcher.step(name, directory)
+                finally:
+                    os.close(directory)
+                directory = below
         except OSError:
             return
         try:

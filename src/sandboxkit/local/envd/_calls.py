@@ -1,8 +1,9 @@
 """One operation of SafeFS's below a root: the route `/call` of the confined base path.
 
 The request's body is the length (u32, network order) of its fields, the fields (each behind its length), then the
-content to be written. Fields: operation, the root's identity or "", path, arguments. The answer has the same form:
-"ok", identity, fields, then content; or "fail" and an errno. Operations and their fields are those of
+content to be written. Fields: operation, the root's terms (its identity or "", and what else is asked of it, see
+`agent/_beneath.py`), path, arguments. The answer has the same form: "ok", identity, fields, then content; or "fail" and
+an errno. Operations and their fields are those of
 `agent/_confined.py`, and besides:
 
     watch    path, 1 = recursive      a watcher's name
@@ -94,7 +95,7 @@ class Calls(Files):
                 fields = await self._append(identity, args[0], _number(args[1]), content)
             case "watch", 2:
                 path = args[0].decode("utf-8", "surrogateescape")
-                name = await self._watchers.begin(path, recursive=args[1] == b"1", root=self._root)
+                name = await self._watchers.begin(path, recursive=args[1] == b"1", root=self._root, terms=identity)
                 fields = [identity, name.encode()]
             case "events", 2:
                 fields = [identity, *await self._events(args[0].decode("ascii", "replace"), _number(args[1]))]
@@ -120,7 +121,9 @@ class Calls(Files):
             return
         if len(data) != INLINE:
             raise AgentError(errno.ESTALE, os.strerror(errno.ESTALE))
-        file, fields = await self._whole.open_beneath("read", self._root, root, path.decode("utf-8", "surrogateescape"))
+        file, fields = await self._whole.open_beneath(
+            "read", self._root, _again(identity, root), path.decode("utf-8", "surrogateescape")
+        )
         try:
             if fields[2] != found:
                 raise AgentError(errno.ESTALE, os.strerror(errno.ESTALE))
@@ -149,7 +152,7 @@ class Calls(Files):
             size = _number(fields[1])
             if size > max_bytes:
                 raise AgentError(errno.EFBIG, os.strerror(errno.EFBIG))
-            return await self._staged(fields[0], path, content.after(file, size))
+            return await self._staged(_again(identity, fields[0]), path, content.after(file, size))
         finally:
             file.close()
 
@@ -157,7 +160,7 @@ class Calls(Files):
         """Write a content that comes bit by bit into a new file beside the old one, which then takes its name."""
         name = path.decode("utf-8", "surrogateescape")
         file, fields = await self._whole.open_beneath("stage", self._root, identity, name)
-        root, part = fields[0], fields[1]
+        root, part = _again(identity, fields[0]), fields[1]
         done = False
         try:
             async for piece in pieces:
@@ -250,6 +253,11 @@ def _request(fields: list[bytes]) -> tuple[str, bytes, list[bytes]]:
     if len(fields) < 2:
         raise Refused(400, "the request names no operation")
     return fields[0].decode("ascii", "replace"), fields[1], fields[2:]
+
+
+def _again(terms: bytes, identity: bytes) -> bytes:
+    """The same terms, for the root that was met."""
+    return b"\0".join([identity, *terms.split(b"\0")[1:]])
 
 
 def _number(field: bytes) -> int:

@@ -46,14 +46,16 @@ class Watchers:
         self._agent = agent
         self._watchers: dict[str, _Watcher] = {}
 
-    async def begin(self, path: str, *, recursive: bool, entries: bool = False, root: str = "") -> str:
-        """Watch a directory (below `root`); the name is for the calls below."""
+    async def begin(
+        self, path: str, *, recursive: bool, entries: bool = False, root: str = "", terms: bytes = b""
+    ) -> str:
+        """Watch a directory (below `root`, on its terms); the name is for the calls below."""
         try:
-            number = await self._agent.watch(path, root=root, recursive=recursive, entries=entries)
+            number = await self._agent.watch(path, root=root, identity=terms, recursive=recursive, entries=entries)
         except AgentError as error:
             if error.errno != errno.EMFILE or not await self._end_idle():
                 raise
-            number = await self._agent.watch(path, root=root, recursive=recursive, entries=entries)
+            number = await self._agent.watch(path, root=root, identity=terms, recursive=recursive, entries=entries)
         name = secrets.token_hex(8)
         self._watchers[name] = _Watcher(number, time.monotonic())
         return name
