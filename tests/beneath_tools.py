@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import shutil
+import signal
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,22 +101,57 @@ class World:
                 found.append((path, info.st_mode, info.st_uid, info.st_nlink, info.st_ino, content))
         return sorted(found)
 
-    def do(self, operation: str, path: bytes, *args: bytes | int, kernel: Any = None) -> Any:
+    def do(self, operation: str, path: bytes, *args: bytes | int, kernel: Any = None, confined: Any = _confined) -> Any:
         """One operation; its fields, or the name of its errno."""
         full = self.root + (b"/" + path if path else b"")
         given = [value if isinstance(value, bytes) else b"%d" % value for value in args]
         before = _beneath.KERNEL
         _beneath.KERNEL = kernel or before
         try:
-            job = _confined.operate(operation.encode(), self.root, b"", [full, *given])
-            while True:
-                next(job)
-        except StopIteration as done:
-            return done.value[1:]
-        except OSError as error:
-            return errno.errorcode.get(error.errno or 0, str(error.errno))
+            return errno_of(lambda: _ended(confined.operate(operation.encode(), self.root, b"", [full, *given]))[1:])
         finally:
             _beneath.KERNEL = before
+
+
+def errno_of(work: Callable[[], Any]) -> Any:
+    """What a call returns, or the name of its errno."""
+    try:
+        return work()
+    except OSError as error:
+        return errno.errorcode.get(error.errno or 0, str(error.errno))
+
+
+def _ended(job: Any) -> Any:
+    try:
+        while True:
+            next(job)
+    except StopIteration as done:
+        return done.value
+
+
+def exchange(one: bytes, two: bytes) -> None:
+    """Exchange two names in one step."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(-100, one, -100, two, 2) != 0:
+        raise OSError(ctypes.get_errno(), "renameat2")
+
+
+@contextmanager
+def attacked(one: bytes, two: bytes) -> Iterator[None]:
+    """A process exchanges the two names as fast as it can."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            while True:
+                libc.renameat2(-100, one, -100, two, 2)
+        finally:
+            os._exit(0)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 @contextmanager

@@ -86,6 +86,10 @@ class SandboxFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has
 
     def _open(self, path: str, mode: str = "rb", block_size: Any = None, **options: Any) -> Any:
         files, below = self._split(path)
+        if "x" in mode:  # looked at, then written: somebody who makes it in between loses
+            if files.exists(below):
+                raise FileExistsError(path)
+            mode = mode.replace("x", "w")
         return files.open(below, mode)  # type: ignore[arg-type]  # it refuses what is no mode
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
@@ -145,13 +149,19 @@ class SandboxFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has
         files.remove(below)
 
     def cp_file(self, path1: str, path2: str, **options: Any) -> None:
-        """Copy a file, within one sandbox or from one to another."""
+        """Copy a file, within one sandbox or from one to another; of a directory, the directory alone, as `copy` of
+        whole trees wants it."""
         source, old = self._split(self._strip_protocol(path1))
         target, new = self._split(self._strip_protocol(path2))
-        if source is target:
-            source.copy(old, new)
-        else:
-            target.write_bytes(new, source.read_bytes(old))
+        try:
+            if source is target:
+                source.copy(old, new)
+            else:
+                target.write_bytes(new, source.read_bytes(old))
+        except IsADirectory:
+            if source.stat(old).type != "dir":
+                raise
+            target.make_dir(new)
 
     def mv(self, path1: str, path2: str, recursive: bool = False, maxdepth: Any = None, **options: Any) -> None:
         """Move an entry; from one sandbox to another it is copied and removed."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +15,7 @@ import anyio
 from sandboxkit._confine import confine, shown
 from sandboxkit._types import FileInfo, TransferProgress
 from sandboxkit.errors import InvalidPath, NotADirectory, SpecialFile, TooLarge
+from sandboxkit.safefs._local import LocalFolder
 
 if TYPE_CHECKING:
     from sandboxkit.safefs._levels import LevelFiles
@@ -74,26 +75,28 @@ async def streamed(
 async def upload(files: AsyncSafeFS, source: Path, target: str, *, on_progress: OnProgress | None) -> int:
     """See `AsyncSafeFS.upload`."""
     found, directories = await anyio.to_thread.run_sync(_local, source)
-    meter = _Meter(on_progress, len(found), sum(size for _, size in found.values()))
+    meter = _Meter(on_progress, len(found), sum(found.values()))
     for below in directories:
         await files.make_dir(confine(below, target))
-    for below, (path, size) in found.items():
-        if size > MAX_FILE:
-            raise TooLarge(f"{path} has more than {MAX_FILE} bytes.", path=str(path))
+    real = await anyio.to_thread.run_sync(source.resolve)
+    folder = LocalFolder(real.parent if "." in found else real)
+    for below in found:
         remote = confine(below, target)
-        data = await anyio.to_thread.run_sync(path.read_bytes)
+        names = [real.name] if below == "." else below.split("/")
+        data = await anyio.to_thread.run_sync(folder.read, names, MAX_FILE)
         await files.write_bytes(remote, data)
         await meter.done(remote, len(data))
     return meter.files
 
 
-def _local(source: Path) -> tuple[dict[str, tuple[Path, int]], list[str]]:
-    """The regular files and the directories below a local path, by the path they get; links are left out."""
+def _local(source: Path) -> tuple[dict[str, int], list[str]]:
+    """The regular files with their sizes, and the directories, below a local path by the path they get; links are left
+    out, but for the path itself."""
     if source.is_file():
-        return {".": (source, source.stat().st_size)}, []
+        return {".": source.stat().st_size}, []
     if not source.is_dir():
         raise FileNotFoundError(f"{source} is neither a file nor a folder")
-    found: dict[str, tuple[Path, int]] = {}
+    found: dict[str, int] = {}
     directories = ["."]
     for folder, names, plain in os.walk(source):
         within = Path(folder).relative_to(source)
@@ -101,7 +104,7 @@ def _local(source: Path) -> tuple[dict[str, tuple[Path, int]], list[str]]:
         for name in sorted(plain):
             path = Path(folder, name)
             if path.is_file() and not path.is_symlink():
-                found[(within / name).as_posix()] = (path, path.stat().st_size)
+                found[(within / name).as_posix()] = path.lstat().st_size
     return found, directories
 
 
@@ -129,13 +132,14 @@ async def download(
     if meter.total_size > max_bytes:
         raise TooLarge(f"{shown(source)} has more than max_bytes={max_bytes} bytes.", path=source)
     prefix = source.rstrip("/") + "/"
+    folder = LocalFolder(target if is_tree else target.parent)
     for entry in entries:
-        local = target.joinpath(*_names(entry, prefix)) if is_tree else target
+        names = _names(entry, prefix) if is_tree else [target.name]
         if entry.type == "dir" and entry.link_target is None:
-            await anyio.to_thread.run_sync(_make_dir, local)
+            await anyio.to_thread.run_sync(folder.make_dir, names)
         elif entry in wanted:
             data = await files.read_bytes(entry.path, max_bytes=min(MAX_FILE, max_bytes - meter.size))
-            await anyio.to_thread.run_sync(_put, local, data, overwrite)
+            await anyio.to_thread.run_sync(partial(folder.put, names, data, overwrite=overwrite))
             await meter.done(entry.path, len(data))
     return meter.files
 
@@ -148,32 +152,3 @@ def _names(entry: FileInfo, prefix: str) -> list[str]:
         if name in ("", ".", "..") or is_odd or os.sep in name or (os.altsep and os.altsep in name):
             raise InvalidPath(f"{shown(entry.path)} has a name that has no place on this machine.", path=entry.path)
     return names
-
-
-def _make_dir(path: Path) -> None:
-    path.mkdir(exist_ok=True)
-    if path.is_symlink():
-        raise FileExistsError(f"{path} is a link; nothing is written through it")
-
-
-def _put(path: Path, data: bytes, overwrite: bool) -> None:
-    """Write a local file beside its place, then move it there: no link at its place is followed."""
-    part = path.with_name(f".sandboxkit-{secrets.token_hex(8)}.part")
-    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o644)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-        if overwrite:
-            os.replace(part, path)
-        else:
-            _place_new(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _place_new(part: Path, path: Path) -> None:
-    """Give a file its name if nothing has it. FileExistsError else."""
-    if os.name == "nt":
-        os.rename(part, path)
-    else:
-        os.link(part, path)
