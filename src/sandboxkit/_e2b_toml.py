@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sandboxkit.errors import ConfigurationError, UnsupportedOption
+from sandboxkit._confine import confine
+from sandboxkit.errors import ConfigurationError, PathError, UnsupportedOption
 
 LARGEST = 1024 * 1024
 ACCOUNT = frozenset({"team_id", "template_id"})
@@ -82,7 +83,11 @@ def read_e2b_toml(path: str | os.PathLike[str]) -> OldTemplate:
     unknown = sorted(set(fields) - KNOWN)
     if unknown:
         raise UnsupportedOption(f"{place} has the field {unknown[0]!r}, which is not known here.", option=unknown[0])
-    dockerfile = place.parent / (_string(place, fields, "dockerfile") or "e2b.Dockerfile")
+    named = _string(place, fields, "dockerfile") or "e2b.Dockerfile"
+    try:
+        dockerfile = place.parent / confine(named, "/folder").removeprefix("/folder").lstrip("/")
+    except PathError as error:
+        raise ConfigurationError(f"{place}: its dockerfile {named!a} does not lie in its folder.") from error
     name = _string(place, fields, "template_name") or _string(place, fields, "template_id")
     if not name:
         raise ConfigurationError(f"{place} has neither template_name nor template_id: give the template a name.")

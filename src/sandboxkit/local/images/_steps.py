@@ -18,9 +18,12 @@ import posixpath
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sandboxkit._confine import confine
+from sandboxkit.errors import PathError
 from sandboxkit.local.isolation._base import HOME, PREFIX, USER
 
 ENV_TARGET = f"{PREFIX}/env"
@@ -294,8 +297,8 @@ class _Reader:
         source, target, owner, mode = (*words, "", "", "", "")[:4]
         if not source or not target or not 2 <= len(words) <= 4 or not _HASH.fullmatch(files):
             raise BadDefinition("COPY: a source, a target and the digest of the files are needed.", step=number)
-        if posixpath.isabs(source) or posixpath.normpath(source).split("/")[0] == "..":
-            raise BadDefinition(f"COPY: {source[:128]!r} leads out of the template's folder.", step=number)
+        if _leads_out(source):
+            raise BadDefinition(f"COPY: {source[:128]!a} leads out of the template's folder.", step=number)
         for name in filter(None, owner.split(":")):
             self._is_root(number, name)
         if mode and not _MODE.fullmatch(mode):
@@ -382,6 +385,13 @@ def place_of(path: str) -> str:
             return place
     parts = path.split("/")
     return "/".join(parts[:3]) if parts[1] == "opt" else "/".join(parts[:2])
+
+
+def _leads_out(source: str) -> bool:
+    """Whether a path of a COPY does not count from the template's folder, or is none."""
+    with suppress(PathError):
+        return not confine(source, "/folder") or source.startswith("/")
+    return True
 
 
 def _check_place(path: str, number: int) -> None:
