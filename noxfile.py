@@ -24,6 +24,8 @@ OTHERS = (
     "google-genai",
     "openai",
     "openapi-spec-validator",
+    "pandas",
+    "pyarrow",
     "schemathesis",
     "websockets",
 )
