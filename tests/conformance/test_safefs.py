@@ -22,6 +22,7 @@ from sandboxkit.errors import (
     SafeFSError,
     SpecialFile,
     TooLarge,
+    UnsupportedOption,
 )
 from sandboxkit.provider._base import CreateRequest, ProviderSandbox
 from sandboxkit.provider._e2b import E2BProvider
@@ -287,6 +288,34 @@ async def test_a_process_in_the_sandbox_wins_no_race(sandbox: Any, mechanism: st
         await sandbox.run_command("cat /tmp/out/f; echo /tmp/out/* /tmp/out/.s*")
     ).stdout == "secret/tmp/out/f /tmp/out/.s*\n"
     assert calls
+
+
+@pytest.mark.parametrize("mechanism", SLOW_ONES, indirect=True)
+async def test_options_hold_by_every_mechanism(sandbox: Any, mechanism: str) -> None:
+    """Links and hard links are refused on request, also for what is large; what a level cannot keep is refused before
+    anything is asked."""
+    await sandbox.run_command(SETTING + "; head -c 400000 /dev/zero > big; ln big again; ln -s big tobig")
+    no_links = files_of(sandbox, mechanism, root="/home/user/t", links="refuse")
+    for path in ("in", "absin/e/g", "esc", "dang"):
+        assert await outcome(no_links.read_bytes(path)) is LinkEscape, path
+        assert await outcome(no_links.write(path, "x")) is LinkEscape, path
+    assert await outcome(no_links.read_bytes("tobig")) is LinkEscape
+    assert await outcome(no_links.write("tobig", bytes(300_000))) is LinkEscape
+    assert await no_links.read_bytes("f") == b"inside"
+    assert len(await no_links.read_bytes("big")) == 400_000
+    if mechanism == "checked":
+        for option in ({"hard_links": "refuse"}, {"mounts": ["volume"]}):
+            with pytest.raises(UnsupportedOption):
+                files_of(sandbox, mechanism, **option)
+        return
+    no_names = files_of(sandbox, mechanism, root="/home/user/t", hard_links="refuse")
+    assert await outcome(no_names.read_bytes("big")) is LinkEscape
+    assert await outcome(no_names.write("again", bytes(300_000))) is LinkEscape
+    await no_names.write("f", bytes(300_000))
+    assert len(await no_names.read_bytes("f")) == 300_000
+    if mechanism != "sh":
+        assert await outcome(no_names.append("big", "x")) is LinkEscape
+        assert [piece async for piece in no_links.stream("big", chunk=300_000)] == [bytes(300_000), bytes(100_000)]
 
 
 def test_the_sdk_itself_can_be_pointed_there(sdk: dict[str, str]) -> None:

@@ -19,7 +19,7 @@ if sys.platform != "linux":
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from beneath_tools import MARKER, World, world
-from safefs_tools import MECHANISMS, files_of, pythons
+from safefs_tools import MECHANISMS, HostSandbox, files_of, pythons
 from safefs_zoo import LINKS, NAMES, READS, SHARED, plant, there, written
 
 from sandboxkit.errors import (
@@ -252,3 +252,37 @@ async def test_options(made: World, mechanism: str, options: dict[str, Any]) -> 
     assert await files.read_bytes("f") == b"in"
     assert await files.read_bytes("d/g") == b"deep"
     await files.write("f", "new")
+
+
+class BreakingOff(HostSandbox):
+    """A sandbox to which the connection is lost in the middle of a large write."""
+
+    async def start_command(self, cmd: str, **options: Any) -> Any:
+        running = await super().start_command(cmd, **options)
+        sent = 0
+
+        async def send_stdin(data: str) -> None:
+            nonlocal sent
+            sent += 1
+            if sent == 1:
+                await running.process.stdin.send(data.encode())
+                await running.process.stdin.aclose()
+
+        running.send_stdin = send_stdin
+        return running
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("helper", ["python", "sh"])
+async def test_a_write_that_breaks_off_leaves_the_old_content(made: World, helper: str) -> None:
+    """A large content takes the file's place as a whole, or not at all; nothing is left beside it."""
+    before = set(os.listdir(made.root))
+    with pythons(helper):
+        files = AsyncSafeFS(BreakingOff(helper), root=os.fsdecode(made.root))
+        with pytest.raises(SafeFSError):
+            await files.write("f", bytes(1_000_000))
+        whole = files_of(made.root, helper)
+        assert await whole.read_bytes("f") == b"in"
+        assert set(os.listdir(made.root)) == before
+        await whole.write("f", bytes(1_000_000))
+        assert (await whole.stat("f")).size == 1_000_000

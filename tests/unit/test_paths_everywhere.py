@@ -50,6 +50,27 @@ async def test_files_that_a_session_starts_with(path: str) -> None:
     assert fake.created == 0
 
 
+class Nasty:
+    """What is no path, and does not want to be shown."""
+
+    def __repr__(self) -> str:
+        raise ZeroDivisionError
+
+
+@pytest.mark.anyio
+async def test_a_refusal_is_told_whatever_was_named() -> None:
+    """The event shows a bounded text of what was named, and asks nothing of it."""
+    told: list[Any] = []
+    async with AsyncSandboxPool(endpoint=FakeProvider(), on_event=told.append) as pool, pool.session("a") as session:
+        for path in (Nasty(), "../" * 1000):
+            with pytest.raises(PathError):
+                await session.files.read_bytes(path)  # type: ignore[arg-type]
+    shown = [event.data["path"] for event in told if event.name == "path.refused"]
+    assert len(shown) == 2
+    assert shown[0] == "<Nasty>"
+    assert len(shown[1]) < 300
+
+
 @pytest.mark.parametrize("path", ESCAPES, ids=ascii)
 def test_the_command_line(tmp_path: Path, path: str) -> None:
     """`sandboxkit run` refuses a fragment with such a path, and starts nothing."""

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self, overload
 
 import anyio
 
+from sandboxkit._confine import shown
 from sandboxkit._types import CommandResult, Execution, FileNode, Loss, SessionRef
 from sandboxkit.errors import (
     ProviderUnavailable,
@@ -429,7 +430,7 @@ class AsyncSession:
 
     def _tell_refused(self, error: SafeFSError) -> None:
         facts = {"level": self._files.level, "root_adversary": self._files.root_adversary}
-        self._lease.core.tell("path.refused", path=ascii(error.path), code=error.code, **facts)
+        self._lease.core.tell("path.refused", path=shown(error.path), code=error.code, **facts)
 
     def _bench(self, fragment: Fragment, on_event: EventHandler | None, allowed: bool) -> Bench:
         return bench(

@@ -30,7 +30,11 @@ def shell_arguments(call: FileCall, nonce: str, root: str, *, inline: bool) -> l
             operation = "-"
         one, two = str(length), str(most or "")
     elif operation == "write":
-        one, two = ("inline", _base64(call.data)) if inline else ("input", str(_size_of_lines(len(call.data))))
+        one, two = (
+            ("inline", _base64(call.data))
+            if inline
+            else (f"input:{len(call.data)}", str(_size_of_lines(len(call.data))))
+        )
     elif operation == "list" and call.args[0] != 1:
         operation = "-"
     if asked[1:]:

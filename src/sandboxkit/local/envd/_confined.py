@@ -211,8 +211,8 @@ builtins_list = list  # `list` is a method above
 
 def _told(error: AgentError, path: str) -> AgentError:
     """The error in the words that E2B's routes have for it."""
-    if error.errno == errno.EXDEV:
-        return AgentError(errno.EXDEV, "a link on the way leads out of the root", path)
+    if error.errno in (errno.EXDEV, errno.EBUSY):
+        return AgentError(errno.EXDEV, "a link or a mount on the way leads out of the root", path)
     if error.errno == errno.EMEDIUMTYPE:
         return AgentError(errno.EINVAL, os.strerror(errno.EINVAL), path)
     return AgentError(error.errno, error.message, path)

@@ -172,8 +172,11 @@ case $operation in
         part=.sandboxkit-$nonce.part
         set -C
         umask 022
-        if [ "$one" = input ]; then head -c "$two" | base64 -d >"./$part"; else printf %s "$two" | base64 -d >"./$part"; fi
-        [ $? = 0 ] || { rm -f -- "./$part"; fail 28; }
+        case $one in
+            input:*) head -c "$two" | base64 -d >"./$part" ;;
+            *) printf %s "$two" | base64 -d >"./$part" ;;
+        esac || { rm -f -- "./$part"; fail 28; }
+        case $one in input:*) [ "$(fact 2 "./$part")" = "${one#input:}" ] || { rm -f -- "./$part"; fail 32; } ;; esac
         bits=$(fact 1 "./$name") && chmod "$(printf %o $((0x$bits & 511)))" -- "./$part"
         mv -f -T -- "./$part" "./$name" 2>/dev/null || { rm -f -- "./$part"; fail 116; }
         say ok "$identity" ;;
