@@ -241,3 +241,15 @@ def test_a_forged_record_is_refused_before_it_is_read(tmp_path: Path, count: int
         assert tracemalloc.get_traced_memory()[1] < 24 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", [b"d", b"f", b"h", b"l"])
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_record_with_too_few_fields_is_refused(tmp_path: Path, kind: bytes, count: int) -> None:
+    """By the same typed error as any other damage."""
+    fields = [b"home/x", b"0", b"0"][:count]
+    body = b"sandboxkit files 1\n" + kind + struct.pack("!H", count)
+    (tmp_path / "kept").write_bytes(body + b"".join(struct.pack("!I", len(one)) + one for one in fields))
+    (tmp_path / "home").mkdir()
+    with pytest.raises(ArchiveError):
+        fill(tmp_path / "kept", tmp_path / "home")

@@ -265,7 +265,7 @@ def unpack(descriptor: int, trees: Mapping[str, int], *, stop: Asked) -> None:
         unpacking = _Unpacking(_Source(file), {os.fsencode(name): top for name, top in trees.items()}, stop)
         try:
             unpacking.run()
-        except (ValueError, struct.error, OverflowError) as error:
+        except (ValueError, IndexError, struct.error, OverflowError) as error:
             raise ArchiveError(f"what was kept is damaged: {error}") from error
         finally:
             unpacking.close()
