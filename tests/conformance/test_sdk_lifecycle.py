@@ -227,7 +227,7 @@ def test_an_unknown_template_is_named(sdk: Options) -> None:
         ({"network": {"rules": {"example.com": [{"transform": {"headers": {"A": "b"}}}]}}}, "network.rules"),
         ({"network": {"egress_proxy": {"address": "proxy.example:1080"}}}, "network.egressProxy"),
         ({"network": {"dns_servers": ["192.0.2.1"]}}, "network.dnsServers"),
-        ({"volume_mounts": {"/data": "volume"}}, "volumeMounts"),
+        ({"volume_mounts": {"/etc": "volume"}}, "volumeMounts"),
         ({"timeout": 10**9}, "timeout"),
         ({"timeout": 0}, "timeout"),
     ],
@@ -247,10 +247,10 @@ def test_options_that_hold_already_are_accepted(create: Callable[..., e2b.Sandbo
 
 
 def test_calls_that_come_later_say_so(create: Callable[..., e2b.Sandbox], sdk: Options) -> None:
-    """Volumes and secrets are refused with a message that names them."""
+    """Secrets are refused with a message that names them."""
     sandbox = create()
     calls: list[tuple[Callable[[], Any], str]] = [
-        (lambda: e2b.Volume.list(**{k: v for k, v in sdk.items() if k != "sandbox_url"}), "volumes"),
+        (lambda: e2b.Secret.list(**{k: v for k, v in sdk.items() if k != "sandbox_url"}).next_items(), "secrets"),
     ]
     for call, named in calls:
         with pytest.raises(Exception, match=f"{named} is not supported"):

@@ -25,6 +25,8 @@ from sandboxkit.local.interpreter._languages import NO_KERNEL, Language
 from sandboxkit.local.isolation._base import Agent, AgentError, AgentLost, ExitStatus, Process
 
 START_TIMEOUT = 30.0
+UNFINISHED = 0.1
+"""Seconds that a line without its end may be held back."""
 EXIT_TIMEOUT = 0.5
 """How long a kernel that is stopped gets to run its exit functions."""
 
@@ -180,16 +182,27 @@ class Kernel:
         """
         try:
             async with asyncio.timeout(timeout):
-                await self._some.wait()
+                while not self._items:
+                    self._some.clear()
+                    await self._some.wait()
         except TimeoutError:
             return []
         if linger and not self._urgent.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(linger):
-                    await self._urgent.wait()
+            await self._wait_for_more(linger)
         items = self._items
         self._forget_items()
         return items
+
+    async def _wait_for_more(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._urgent.wait()
+        # A print writes its text and its end one after the other, and on a busy machine much lies between them.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(UNFINISHED):
+                while not self._urgent.is_set() and _is_unfinished(self._items):
+                    self._some.clear()
+                    await self._some.wait()
 
     def rest(self) -> None:
         """The cell is over: from now on what comes is thrown away, so that nothing in the sandbox waits for us."""
@@ -359,6 +372,10 @@ def _connections() -> tuple[socket.socket, socket.socket, list[tuple[int, int]]]
         theirs.close()
         raise
     return ours, theirs, pipes
+
+
+def _is_unfinished(items: list[Item]) -> bool:
+    return bool(items) and isinstance(items[-1], Printed) and not items[-1].data.endswith(b"\n")
 
 
 def _without(language: Language, why: str) -> str:
