@@ -72,11 +72,18 @@ def in_framework(served: dict[str, str], tmp_path: Path) -> Iterator[Callable[..
     sandbox is left on the engine.
     """
 
+    more = {
+        "HOME": str(tmp_path),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": str(HERE / "at_start"),
+        "SANDBOXKIT_TEST_FOREIGN": str(framework_tools.ROOT / "src" / "sandboxkit" / "_foreign.py"),
+    }
+
     def run(name: str, *argv: str, ok: tuple[int, ...] = (0,)) -> str:
         done = subprocess.run(
             [str(framework_tools.python_of(name)), *argv],
             cwd=tmp_path,
-            env={**os.environ, **served, "HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**os.environ, **served, **more},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
