@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 
 from sandboxkit._types import CommandResult
-from sandboxkit.errors import OutputTooLarge
+from sandboxkit.errors import OutputTooLarge, ProviderError
 from sandboxkit.local.agent import _beneath, _confined
 from sandboxkit.local.agent import _codec as wire
 from sandboxkit.provider._base import ProviderSandbox
@@ -63,7 +63,10 @@ class _Running:
         self.process = process
 
     async def send_stdin(self, data: str) -> None:
-        await self.process.stdin.send(data.encode())
+        try:
+            await self.process.stdin.send(data.encode())
+        except anyio.BrokenResourceError as error:
+            raise ProviderError("it does not listen") from error
 
     async def wait(self) -> CommandResult:
         pieces: list[bytes] = []

@@ -284,5 +284,12 @@ async def test_a_write_that_breaks_off_leaves_the_old_content(made: World, helpe
         whole = files_of(made.root, helper)
         assert await whole.read_bytes("f") == b"in"
         assert set(os.listdir(made.root)) == before
+        for path, refusal in (
+            ("out", LinkEscape),
+            ("d", IsADirectory),
+            ("fifo", SpecialFile),
+            ("dangling", SpecialFile),
+        ):
+            assert await outcome(whole.write(path, bytes(5_000_000))) is refusal
         await whole.write("f", bytes(1_000_000))
         assert (await whole.stat("f")).size == 1_000_000

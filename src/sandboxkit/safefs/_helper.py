@@ -20,7 +20,13 @@ from typing import Final
 import anyio
 
 from sandboxkit._types import CommandResult
-from sandboxkit.errors import CommandTimeout, ConfigurationError, EnforcementUnavailable, OutputTooLarge
+from sandboxkit.errors import (
+    CommandTimeout,
+    ConfigurationError,
+    EnforcementUnavailable,
+    OutputTooLarge,
+    ProviderError,
+)
 from sandboxkit.local.agent import _codec as wire
 from sandboxkit.provider._base import ProviderSandbox, RunningCommand
 from sandboxkit.provider._confined import BrokenAnswer, FileAnswer, FileCall, decoded, encoded, to_bytes
@@ -30,6 +36,8 @@ PYTHONS: Final = ("/usr/bin/python3", "/usr/local/bin/python3", "/opt/sandboxkit
 INLINE: Final = 64 * 1024
 """Bytes of content that go with the command: an argument has at most 128 KiB, in base64 and with the helper itself."""
 WITHIN: Final = 300.0
+REFUSING: Final = 10.0
+"""Seconds that a helper which does not take the content has to say why."""
 
 _NAMES: Final = ("_removal", "_beneath", "_described", "_confined")
 _BOOT: Final = (
@@ -79,11 +87,13 @@ class HelperConfined:
         done = False
         try:
             with anyio.move_on_after(WITHIN):
-                for at in range(0, len(data), LINE):
-                    await running.send_stdin(base64.b64encode(data[at : at + LINE]).decode() + "\n")
-                ran = await running.wait()
-                done = True
-                return ran
+                broke = await _sent(running, data)
+                with anyio.move_on_after(WITHIN if broke is None else REFUSING):
+                    ran = await running.wait()
+                    done = True
+                    return ran
+                if broke is not None:
+                    raise broke
         finally:
             if not done:
                 await _killed(running)
@@ -121,6 +131,16 @@ class HelperConfined:
             "links that are there, not against a hostile process.",
             sandbox_id=self._sandbox.sandbox_id,
         )
+
+
+async def _sent(running: RunningCommand, data: bytes) -> ProviderError | None:
+    """Send the content. The error where the helper does not listen any more: its answer then says why."""
+    try:
+        for at in range(0, len(data), LINE):
+            await running.send_stdin(base64.b64encode(data[at : at + LINE]).decode() + "\n")
+    except ProviderError as error:
+        return error
+    return None
 
 
 async def _killed(running: RunningCommand) -> None:
