@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from sandboxkit._types import Endpoint
 from sandboxkit.local._child import stop_engines
@@ -39,7 +39,10 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.register_profile("full", max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("mutation", max_examples=20, deadline=None, derandomize=True, database=None)
+# Whether a mutant fails is all that is asked: what makes it fail is not made simple.
+settings.register_profile(
+    "mutation", max_examples=50, deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate]
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
 
 # -- the environment of the tests ---------------------------------------------------------------------------------

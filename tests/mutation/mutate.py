@@ -1,9 +1,10 @@
 """Mutation testing of the pool's pure decisions: every small wrong change in them must fail a test.
 
-    python tests/mutation/mutate.py [--sample N] [--only MODULE]
+    python tests/mutation/mutate.py [--sample N] [--only MODULE] [--jobs N]
 
 Each mutant is one change in one place (a comparison, an operator, a constant, a branch, a statement left out). It is
-compiled in place of its module in a forked child, which runs the tests of the policy until the first one fails. Those
+compiled in place of its module in a child, forked from this process once all else is imported, which runs the tests of
+the policy until the first one fails: the exact examples, which kill most within a second, then the state machine. Those
 that no test notices are printed; each of them has its reason in `survivors.md`, or is a missing test. Fails below 90 %.
 """
 
@@ -11,12 +12,15 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import copy
+import gc
 import importlib.abc
 import importlib.util
+import io
 import os
 import random
-import signal
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -30,10 +34,11 @@ TESTS = (
     "tests/unit/pool/test_policy.py",
     "tests/unit/pool/test_policy_ends.py",
     "tests/unit/pool/test_journal.py",
+    "tests/property/test_pool_policy.py",
     "tests/property/test_pool_machine.py",
 )
-LIMIT = 120
-"""Seconds that the tests may take with one mutant; a mutant that hangs is noticed."""
+MOST_CPU, MOST_MEMORY = 40, 2 * 1024**3
+"""Seconds of work and bytes that the tests may take with one mutant: one that never ends is noticed by them."""
 WANTED = 0.9
 
 SWAPS: dict[type, tuple[type, ...]] = {
@@ -134,34 +139,40 @@ class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self._tree, str(self._path), "exec"), module.__dict__)
 
 
-def survives(name: str, path: Path, tree: ast.Module | None) -> bool:
-    """Run the tests with a mutant, in a child; whether none of them failed."""
-    child = os.fork()
-    if child == 0:
-        os.setpgid(0, 0)
-        code = 1
-        try:
-            nothing = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nothing, 1)
-            os.dup2(nothing, 2)
-            if tree is not None:
-                sys.meta_path.insert(0, _Mutated(name, path, tree))
-            import pytest
+def warm_up() -> None:
+    """Import once, here, what no mutant concerns; the children inherit it, and import the pool's own modules anew."""
+    assert run_tests("--collect-only") == 0, "the tests cannot be collected"
+    for name in [name for name in sys.modules if name.startswith(("sandboxkit.pool", "tests."))]:
+        del sys.modules[name]
+    gc.collect()
+    gc.freeze()  # so that the children need not look through it
 
-            arguments = ["-x", "-q", "--assert=plain", "-p", "no:randomly", "-p", "no:cacheprovider", "--no-header"]
-            code = int(pytest.main([*arguments, *(str(ROOT / test) for test in TESTS)]))
-        finally:
-            os._exit(code)
-    deadline = time.monotonic() + LIMIT
-    while True:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status) == 0
-        if time.monotonic() > deadline:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return False
-        time.sleep(0.01)
+
+def run_tests(*options: str) -> int:
+    """Run the tests in this process, in silence."""
+    import pytest
+
+    nowhere = io.StringIO()
+    options = (*options, "-x", "-q", "--assert=plain", "-p", "no:randomly", "-p", "no:cacheprovider", "--no-header")
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        return int(pytest.main([*options, *(str(ROOT / test) for test in TESTS)]))
+
+
+def start(mutated: _Mutated | None) -> int:
+    """Run the tests in a child of ours until the first one fails, with a mutant or without; its process id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        # Of its own work, not of the clock: a busy machine kills no mutant.
+        resource.setrlimit(resource.RLIMIT_CPU, (MOST_CPU, MOST_CPU))
+        resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+        if mutated is not None:
+            sys.meta_path.insert(0, mutated)
+        code = run_tests()
+    finally:
+        os._exit(code)
 
 
 def main() -> int:
@@ -169,39 +180,39 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sample", type=int, help="try so many, chosen by chance (with a fixed seed)")
     parser.add_argument("--only", help="one module, such as _stock")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="how many at the same time")
     options = parser.parse_args()
     os.chdir(ROOT)
     os.environ["HYPOTHESIS_PROFILE"] = "mutation"
-    # What no mutant concerns is imported once, here; the children inherit it.
-    import hypothesis.stateful
-    import pytest  # noqa: F401
-    import trio.testing
-
-    assert not [name for name in sys.modules if name.startswith("sandboxkit.pool")]
-    assert hypothesis.stateful
-    assert trio.testing
+    warm_up()
+    if os.waitstatus_to_exitcode(os.waitpid(start(None), 0)[1]) != 0:
+        print("the tests fail without any mutant")
+        return 1
     trees = {module: ast.parse((POOL / f"{module}.py").read_text()) for module in MODULES}
     found = [
-        (module, *place) for module, tree in trees.items() if options.only in (None, module) for place in places(tree)
+        (module, made)
+        for module, tree in trees.items()
+        if options.only in (None, module)
+        for place in places(tree)
+        if (made := mutant(tree, *place)) is not None
     ]
-    assert survives("", POOL, None), "the tests fail without any mutant"
     random.Random(1).shuffle(found)
-    started, tried, left = time.monotonic(), 0, 0
-    for module, index, variant in found:
-        if options.sample and tried >= options.sample:
-            break
-        made = mutant(trees[module], index, variant)
-        if made is None:
-            continue
-        tried += 1
-        line, said, tree = made
-        if survives(f"sandboxkit.pool.{module}", POOL / f"{module}.py", tree):
-            left += 1
-            print(f"survived: {module}.py:{line}: {said}", flush=True)
-        if tried % 25 == 0:
-            print(f"... {tried} tried, {left} survived, {time.monotonic() - started:.0f} s", flush=True)
-    share = 1 - left / tried
-    print(f"{tried - left} of {tried} killed ({share:.1%}) in {time.monotonic() - started:.0f} s")
+    waiting = found[: options.sample]
+    tried, survivors, running, started = len(waiting), list[str](), dict[int, str](), time.monotonic()
+    while waiting or running:
+        while waiting and len(running) < options.jobs:
+            module, (line, said, tree) = waiting.pop()
+            path = POOL / f"{module}.py"
+            running[start(_Mutated(f"sandboxkit.pool.{module}", path, tree))] = f"{module}.py:{line}: {said}"
+        child, status = os.wait()
+        told = running.pop(child)
+        if os.waitstatus_to_exitcode(status) == 0:
+            survivors.append(told)
+            print(f"survived: {told}", flush=True)
+        if (done := tried - len(waiting) - len(running)) % 100 == 0:
+            print(f"... {done} tried, {len(survivors)} survived, {time.monotonic() - started:.0f} s", flush=True)
+    share = 1 - len(survivors) / tried
+    print(f"{tried - len(survivors)} of {tried} killed ({share:.1%}) in {time.monotonic() - started:.0f} s")
     return 0 if share >= WANTED else 1
 
 

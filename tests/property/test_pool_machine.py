@@ -241,15 +241,15 @@ class PoolMachine(RuleBasedStateMachine):
         self.do(_moves.Killed(slot))
 
     @precondition(lambda self: self.killing)
-    @rule(data=st.data())
-    def kill_fails(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), is_there=st.sampled_from([False, False, False, True]))
+    def kill_fails(self, data: st.DataObject, is_there: bool) -> None:
         slot = data.draw(st.sampled_from(sorted(self.killing)))
         self.killing.remove(slot)
-        self.unsure[slot] = self.unsure.get(slot, -100) + 1
+        self.unsure[slot] = -100 if is_there else self.unsure.get(slot, -100) + 1
         if self.unsure[slot] == UNSURE_ATTEMPTS:  # given up: there may be none, and its lifetime ends it
             del self.alive[slot]
             self.killed += 1
-        self.do(_moves.KillFailed(slot))
+        self.do(_moves.KillFailed(slot, is_there))
 
     @precondition(lambda self: self.renewing)
     @rule(data=st.data(), fails=st.booleans())

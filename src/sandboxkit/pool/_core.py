@@ -68,6 +68,11 @@ class Core:
     """Set when the first attempt to kill it has ended, with `kill_error` where it failed."""
     kill_error: Exception | None = None
 
+    def become(self, key: str | None, spec: Spec, tell: Teller) -> None:
+        """Become a session's own, though it was made for nobody; whoever gives it up is followed by the next."""
+        self.key, self.spec, self.late_envs = key, spec, dict(spec.envs or ())
+        self.tell = tell.about(session=key, template=spec.template, sandbox_id=self.sandbox.sandbox_id)
+
     def interrupt(self) -> bool:
         """Interrupt the code that runs; whether there was any."""
         runs = list(self.runs)

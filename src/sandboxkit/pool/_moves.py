@@ -145,7 +145,10 @@ class Killed:
 
 @dataclass(frozen=True, slots=True)
 class KillFailed:
+    """`is_there`: the search after an unclear create found a sandbox, so that there is one to kill."""
+
     slot: int
+    is_there: bool = False
 
 
 @dataclass(frozen=True, slots=True)

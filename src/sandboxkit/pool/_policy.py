@@ -12,7 +12,8 @@ kills fail. Its states:
                blank: made for the stock, and nobody has held it yet
     killing    asked to be killed, not confirmed; a failed kill is tried again, and keeps the slot. Also one whose
                create failed in a way that leaves open whether there is a sandbox (a lost reply): the shell looks for
-               it by its tags and kills it. That is given up after a few attempts, since there may be none
+               it by its tags and kills it. Where none is found, that is given up after a few attempts, since there
+               may be none
 
 A creating slot may be *doomed*: nobody wants it any more, or the pool closes. It is killed as soon as it is there.
 A slot may *adopt* a sandbox that is there already (`attach`). Until somebody holds it, it is let go of, not killed.
@@ -175,8 +176,8 @@ class PoolPolicy(Matching):
                     self._forget(slot)
             case Killed(slot_id):
                 self._forget(self.slots[slot_id])
-            case KillFailed(slot_id):
-                self._kill_failed(self.slots[slot_id], now)
+            case KillFailed(slot_id, is_there):
+                self._kill_failed(self.slots[slot_id], is_there, now)
             case Tick():
                 pass
             case Resize():
@@ -354,11 +355,12 @@ class PoolPolicy(Matching):
         else:
             self._forget(slot)
 
-    def _kill_failed(self, slot: Slot, now: float) -> None:
+    def _kill_failed(self, slot: Slot, is_there: bool, now: float) -> None:
+        slot.is_unsure = slot.is_unsure and not is_there
         if slot.is_unsure and slot.attempts >= UNSURE_ATTEMPTS:
             self._forget(slot)
             return
-        wait = min(KILL_RETRY_FIRST * 2 ** (slot.attempts - 1), KILL_RETRY_MOST)
+        wait = min(KILL_RETRY_FIRST * 2.0 ** min(slot.attempts - 1, 30), KILL_RETRY_MOST)
         slot.retry_at = now + (min(wait, KILL_RETRY_CLOSING) if self.closing else wait)
 
     # -- the owner

@@ -15,7 +15,6 @@ import anyio
 from sandboxkit.errors import SandboxkitError
 from sandboxkit.pool._core import Core
 from sandboxkit.pool._journal import Journal
-from sandboxkit.pool._moves import Source
 from sandboxkit.pool._stats import Counters
 from sandboxkit.pool.stores import Store
 
@@ -38,7 +37,7 @@ class Preparer:
         self._store = store
         self._counters = counters
 
-    async def prepare(self, core: Core, source: Source, recipe: Recipe) -> bool:
+    async def prepare(self, core: Core, recipe: Recipe) -> bool:
         """Prepare a sandbox, or wait until who came first has. False if it is gone meanwhile.
 
         Raises:
@@ -51,9 +50,7 @@ class Preparer:
             if core.gone is not None or core.is_prepared:
                 return core.gone is None
             started_at = anyio.current_time()
-            if source in ("warm", "attached"):
-                core.late_envs = dict(core.spec.envs or ())
-            if source == "warm" and core.key is not None:
+            if core.key is not None and core.key != core.row:  # it was made for the stock
                 await self._rename_row(core, core.key)
             await self._write(core, recipe)
             core.is_prepared = True

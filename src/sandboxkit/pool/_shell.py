@@ -247,15 +247,11 @@ class Shell:
 
     def _grant(self, ticket: int, slot: int, source: Source) -> None:
         core, waiter = self.workers.cores[slot], self._waiters[ticket]
-        holders = self.policy.slots[slot].tickets
-        if len(holders) == 1 and source in ("reused", "warm"):
+        known = self.policy.slots[slot]
+        if source in ("reused", "warm") and len(known.tickets) == 1:
             core.is_unchecked = True
-            if source == "warm":
-                key = self.policy.slots[slot].key
-                core.key, core.spec = key, self.policy.slots[slot].spec
-                core.tell = self.tell.about(
-                    session=key, template=core.spec.template, sandbox_id=core.sandbox.sandbox_id
-                )
+        if source == "warm":
+            core.become(known.key, known.spec, self.tell)
         waiter.slot, waiter.source = slot, source
         waiter.answered.set()
 
@@ -299,7 +295,10 @@ class Shell:
                 core = await self._offered(waiter, acquire)
                 if core is not None:
                     self.step(Accept(ticket))
-                    if await self._prepared(core, waiter.source, request.recipe, acquire.deadline):
+                    if waiter.error is not None:  # its time was over at that very moment, and another has it now
+                        core = None
+                        raise waiter.error
+                    if await self._prepared(core, request.recipe, acquire.deadline):
                         self._count_opening(core, waiter.source, anyio.current_time() - started_at)
                         return core, ticket
                 self.step(Leave(ticket))
@@ -312,10 +311,10 @@ class Shell:
             finally:
                 del self._waiters[ticket]
 
-    async def _prepared(self, core: Core, source: Source, recipe: Recipe, deadline: float) -> bool:
+    async def _prepared(self, core: Core, recipe: Recipe, deadline: float) -> bool:
         with anyio.CancelScope(deadline=deadline) as limit:
             try:
-                return await self.preparer.prepare(core, source, recipe)
+                return await self.preparer.prepare(core, recipe)
             except SandboxLost:
                 self.step(Lost(core.slot))
                 return False

@@ -1,4 +1,4 @@
-"""Finds a sandbox whose create gave no clear answer, and kills it."""
+"""Finds a sandbox whose create gave no clear answer."""
 
 from __future__ import annotations
 
@@ -24,15 +24,12 @@ def is_unsure(error: Exception) -> bool:
     return isinstance(error, ProviderError) or not isinstance(error, SandboxkitError)
 
 
-async def sweep(provider: Provider, tags: Mapping[str, str]) -> list[str]:
-    """Kill every sandbox that has all these tags, and return their ids.
+async def tagged(provider: Provider, tags: Mapping[str, str]) -> list[str]:
+    """The ids of the sandboxes that have all these tags.
 
     A create that the service is still busy with when this looks is missed; its sandbox ends with its lifetime.
 
     Raises:
         ProviderError: the service did not answer; nothing is known.
     """
-    found = [info.sandbox_id async for info in provider.list(metadata=tags)]
-    for sandbox_id in found:
-        await provider.kill(sandbox_id)
-    return found
+    return [info.sandbox_id async for info in provider.list(metadata=tags)]

@@ -25,7 +25,7 @@ from sandboxkit.pool._liveness import this_process
 from sandboxkit.pool._moves import Create, Created, CreateFailed, Kill, Killed, KillFailed, KillReason, PoolEvent
 from sandboxkit.pool._options import PoolOptions, create_request
 from sandboxkit.pool._stats import Counters
-from sandboxkit.pool._sweep import is_unsure, sweep
+from sandboxkit.pool._sweep import is_unsure, tagged
 from sandboxkit.pool._tags import owned
 from sandboxkit.pool.stores import MemoryStore, Store
 from sandboxkit.provider._base import Provider, ProviderSandbox
@@ -191,6 +191,7 @@ class Workers:
             made_at=made_at,
             journal=Journal(keeps_content=self._options.on_loss == "replay"),
             end_at=on_loop_clock(sandbox.end_at),
+            late_envs=dict(command.spec.envs or ()) if command.adopt is not None else {},
         )
         self._aborted.discard(command.slot)
         if command.adopt is None:
@@ -284,11 +285,14 @@ class Workers:
     async def _search(self, command: Kill, scope: anyio.CancelScope) -> None:
         tell, tags = self._unsure[command.slot]
         error: Exception | None = TimeoutError("given up: the pool's time to close was over")
+        found: list[str] = []
         try:
             with scope:
                 try:
                     with anyio.fail_after(KILL_LIMIT):
-                        for sandbox_id in await sweep(self._provider, tags):
+                        found = await tagged(self._provider, tags)
+                        for sandbox_id in found:
+                            await self._provider.kill(sandbox_id)
                             self._counters.killed += 1
                             tell.about(sandbox_id=sandbox_id)("sandbox.killed", reason=command.reason)
                     error = None
@@ -301,4 +305,4 @@ class Workers:
                 tell("sandbox.kill_failed", error=name_of(error), reason=command.reason)
             if error is None:
                 del self._unsure[command.slot]
-            self._step(Killed(command.slot) if error is None else KillFailed(command.slot))
+            self._step(Killed(command.slot) if error is None else KillFailed(command.slot, bool(found)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -9,7 +11,9 @@ import anyio.lowlevel
 import pytest
 
 from sandboxkit.errors import PoolFull, PoolTimeout, ProviderUnavailable, RateLimited, TemplateNotFound
+from sandboxkit.events import Event
 from sandboxkit.pool import AsyncSandboxPool
+from sandboxkit.pool._policy import UNSURE_ATTEMPTS
 from sandboxkit.testing import FakeProvider, Fault
 
 pytestmark = pytest.mark.anyio
@@ -260,6 +264,19 @@ async def test_a_create_whose_reply_was_lost_leaves_no_sandbox(searches_that_fai
     assert fake.created == fake.killed == 2
 
 
+async def test_what_a_search_has_found_is_not_given_up() -> None:
+    """Looking fails three times, then killing what was found: it is tried again, for there is a sandbox."""
+    fake = FakeProvider()
+    fake.inject("create", Fault(after_commit=True))
+    fake.inject("list", Fault(error=ProviderUnavailable("503"), times=UNSURE_ATTEMPTS - 1))
+    fake.inject("kill", Fault(error=ProviderUnavailable("503"), times=2))
+    async with AsyncSandboxPool(endpoint=fake) as pool:
+        with pytest.raises(ProviderUnavailable):
+            await pool.session("a")
+    assert fake.live == frozenset()
+    assert (fake.created, pool.stats()["kill_errors"]) == (1, UNSURE_ATTEMPTS + 1)
+
+
 async def test_a_provider_that_is_down_is_not_searched_for_ever() -> None:
     """Where even looking fails, the place is given back after a few attempts: there may be no sandbox at all."""
     fake = FakeProvider()
@@ -270,3 +287,36 @@ async def test_a_provider_that_is_down_is_not_searched_for_ever() -> None:
             with pytest.raises(ProviderUnavailable):
                 await pool.session("a")
     assert pool.stats()["live"] == 0
+
+
+def test_who_comes_too_late_by_a_moment_has_nothing() -> None:
+    """Offered in time, and taken when the time was over, since the loop was busy: PoolTimeout, and the next has it."""
+
+    def busy_at_that_moment(event: Event) -> None:
+        if event.name == "sandbox.created":
+            # Runs after the offer, which this create is about to cause, and before its waiter.
+            asyncio.get_running_loop().call_soon(time.sleep, 0.2)
+
+    async def main() -> None:
+        fake, got = FakeProvider(create_delay=0.01), list[str]()
+        async with AsyncSandboxPool(endpoint=fake, max_live=1, on_event=busy_at_that_moment) as pool:
+
+            async def late() -> None:
+                with pytest.raises(PoolTimeout):
+                    await pool.session(None, acquire_timeout=0.15)
+
+            async def next_one() -> None:
+                async with pool.session(None) as session:
+                    got.append(session.sandbox_id)
+                    await session.run_code("1")
+                    assert pool.stats()["in_use"] == 1
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(late)
+                await anyio.lowlevel.checkpoint()
+                tasks.start_soon(next_one)
+            assert got == ["fake00000001"]
+            assert (pool.stats()["opened"], pool.stats()["timed_out"]) == (1, 1)
+        assert fake.live == frozenset()
+
+    anyio.run(main)

@@ -61,6 +61,51 @@ async def test_one_that_is_still_being_made_for_the_stock_becomes_the_sessions_o
     assert (opened.session, opened.data["source"]) == ("a", "warm")
 
 
+async def test_two_who_share_one_that_is_still_being_made_have_the_same_session(until: Until) -> None:
+    """Both asked for the key while its sandbox was being made for the stock: it is the session's own for both."""
+    fake, told = FakeProvider(create_delay=0.05), list[Event]()
+    async with AsyncSandboxPool(endpoint=fake, min_warm=1, on_event=told.append) as pool:
+        await until(lambda: pool.stats()["creating"] == 1)
+
+        async def caller() -> None:
+            async with pool.session("a", envs={"NAME": "n"}, secrets={"TOKEN": "t"}) as session:
+                assert session.key == "a"
+                assert (await session.run_code(READ)).text == "('n', 't')"
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(2):
+                tasks.start_soon(caller)
+        assert pool.stats()["idle"] == 1
+    opened = [event for event in told if event.name == "session.opened"]
+    assert [(event.session, event.data["source"]) for event in opened] == [("a", "warm")] * 2
+
+
+async def test_who_joins_one_that_its_first_caller_left_has_the_environment(until: Until) -> None:
+    """The first is cancelled while it makes sure of a warm one; the second, who asked for the key meanwhile, gets it
+    with all that belongs to the session."""
+    fake = FakeProvider()
+    async with AsyncSandboxPool(endpoint=fake, min_warm=1) as pool:
+        await pool.wait_ready()
+        fake.inject("extend", Fault(delay=0.1))
+        first, answers = anyio.CancelScope(), list[tuple[str | None, str | None]]()
+
+        async def leaves() -> None:
+            with first:
+                await pool.session("a", envs={"NAME": "n"})
+
+        async def joins() -> None:
+            async with pool.session("a", envs={"NAME": "n"}) as session:
+                answers.append((session.key, (await session.run_code(READ)).text))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(leaves)
+            await until(lambda: fake.calls["extend"] == 1)
+            tasks.start_soon(joins)
+            await anyio.sleep(0.01)
+            first.cancel()
+        assert answers == [("a", "('n', None)")]
+
+
 async def test_files_are_for_a_new_sandbox_only(min_warm: int) -> None:
     """Who comes back to a session finds it as it was left."""
     async with AsyncSandboxPool(endpoint=FakeProvider(), min_warm=min_warm) as pool:

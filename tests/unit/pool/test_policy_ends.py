@@ -140,6 +140,22 @@ def test_kills_are_tried_again() -> None:
     assert pool.slots == {}
 
 
+def test_what_is_known_to_be_there_is_killed_however_long_it_takes() -> None:
+    """Once the search has found a sandbox, it is not given up; nor does any number of attempts end in an error."""
+    pool = policy()
+    pool.step(ask(1, "a"), 0.0)
+    pool.step(CreateFailed(1, is_unsure=True), 0.0)
+    pool.step(KillFailed(1, is_there=True), 0.0)
+    for attempt in range(2, 1200):
+        now = pool.next_alarm() or 0.0
+        assert pool.step(Tick(), now) == [Kill(1, "abandoned", attempt)]
+        pool.step(KillFailed(1), now)
+    assert pool.next_alarm() == now + 60.0
+    pool.step(Tick(), now + 60.0)
+    assert pool.step(Killed(1), now + 61.0) == []
+    assert pool.slots == {}
+
+
 def test_adopting() -> None:
     """A sandbox that is there already is asked for whatever the pace; given up, it is let go of; held, it is ours."""
     pool = policy(create_rate=0.1)

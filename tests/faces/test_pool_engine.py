@@ -1,0 +1,48 @@
+"""A session's whole life on the engine, over the synchronous face."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from sandboxkit import NullSandboxPool, SandboxPool, TimeoutPolicy
+from sandboxkit._types import Endpoint
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_a_session_on_the_engine_survives_all_of_it(engine: Endpoint) -> None:
+    """Warm with environment, secret and files; paused and gone on; interrupted; handed on; killed and replayed."""
+    timeouts = TimeoutPolicy(lifetime=120, renew="heartbeat")
+    with (
+        SandboxPool(endpoint=engine, min_warm=1, on_loss="replay", timeouts=timeouts, owner="crowd") as pool,
+        NullSandboxPool(endpoint=engine, owner="crowd") as other,
+    ):
+        pool.wait_ready(timeout=50)
+        read = "import os\n(os.environ.get('N'), os.environ.get('T'), open('in/x.txt').read())"
+        session = pool.session("a", envs={"N": "1"}, secrets={"T": "2"}, files={"in/x.txt": "x"})
+        assert pool.stats()["from_warm"] == 1
+        assert session.run_code(read).text == "('1', '2', 'x')"
+        session.run_code("y = 5")
+        session.pause()
+        assert session.run_code("y").text == "5"
+        interrupted: list[Any] = []
+        worker = threading.Thread(
+            target=lambda: interrupted.append(session.run_code("import time\nwhile True:\n    time.sleep(0.01)"))
+        )
+        worker.start()
+        while not session.interrupt():
+            time.sleep(0.01)
+        worker.join(30)
+        assert interrupted[0].error.name == "KeyboardInterrupt"
+        assert session.run_code("y").text == "5"
+        first = session.sandbox_id
+        assert other.attach(session.detach()).run_code("y").text == "5"
+        session = pool.session("a", envs={"N": "1"}, secrets={"T": "2"}, files={"in/x.txt": "x"})
+        assert session.sandbox_id != first
+        session.sandbox.kill()
+        assert session.run_code(read).text == "('1', '2', 'x')"
+        assert session.losses[0].restored == ("/home/user/in/x.txt",)
