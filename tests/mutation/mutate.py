@@ -18,6 +18,7 @@ import gc
 import importlib.abc
 import importlib.util
 import io
+import itertools
 import os
 import random
 import resource
@@ -190,27 +191,28 @@ def main() -> int:
         return 1
     trees = {module: ast.parse((POOL / f"{module}.py").read_text()) for module in MODULES}
     found = [
-        (module, made)
-        for module, tree in trees.items()
-        if options.only in (None, module)
-        for place in places(tree)
-        if (made := mutant(tree, *place)) is not None
+        (module, *place) for module, tree in trees.items() if options.only in (None, module) for place in places(tree)
     ]
     random.Random(1).shuffle(found)
-    waiting = found[: options.sample]
-    tried, survivors, running, started = len(waiting), list[str](), dict[int, str](), time.monotonic()
-    while waiting or running:
-        while waiting and len(running) < options.jobs:
-            module, (line, said, tree) = waiting.pop()
+    mutants = (  # made one by one: a fork of a large process takes long
+        (module, made) for module, *place in found if (made := mutant(trees[module], *place)) is not None
+    )
+    waiting = itertools.islice(mutants, options.sample)
+    tried, survivors, running, started = 0, list[str](), dict[int, str](), time.monotonic()
+    while True:
+        while len(running) < options.jobs and (following := next(waiting, None)) is not None:
+            module, (line, said, tree) = following
             path = POOL / f"{module}.py"
             running[start(_Mutated(f"sandboxkit.pool.{module}", path, tree))] = f"{module}.py:{line}: {said}"
+        if not running:
+            break
         child, status = os.wait()
-        told = running.pop(child)
+        told, tried = running.pop(child), tried + 1
         if os.waitstatus_to_exitcode(status) == 0:
             survivors.append(told)
             print(f"survived: {told}", flush=True)
-        if (done := tried - len(waiting) - len(running)) % 100 == 0:
-            print(f"... {done} tried, {len(survivors)} survived, {time.monotonic() - started:.0f} s", flush=True)
+        if tried % 50 == 0:
+            print(f"... {tried} tried, {len(survivors)} survived, {time.monotonic() - started:.0f} s", flush=True)
     share = 1 - len(survivors) / tried
     print(f"{tried - len(survivors)} of {tried} killed ({share:.1%}) in {time.monotonic() - started:.0f} s")
     return 0 if share >= WANTED else 1

@@ -220,8 +220,8 @@ class Matching:
 
     def _replace(self, slot: Slot, now: float) -> None:
         for ticket_id in list(slot.tickets):
-            ticket = self.tickets.get(ticket_id)
-            if ticket is not None and not ticket.holding:
+            ticket = self.tickets[ticket_id]
+            if not ticket.holding:
                 self._refuse(ticket, "conflict", slot.id, now=now)
         # That may have been the end of its promise to them: it is nobody's again, or let go of.
         if slot.id in self.slots and slot.doomed is None and slot.key is not None:

@@ -26,7 +26,7 @@ DEGRADED_AFTER = 3
 class Stock:
     """The stock of one template."""
 
-    target: int = 0
+    target: int
     stage: Literal["well", "degraded", "given_up"] = "well"
     failures: int = 0
     failing_since: float = 0.0

@@ -24,6 +24,11 @@ def test_the_journal_keeps_so_many_bytes() -> None:
     assert set(journal.files) == {"/home/user/c"}
 
 
+def test_64_mib_are_kept_unless_said() -> None:
+    """As much as the documentation of `on_loss` promises."""
+    assert Journal(keeps_content=True).most_bytes == 67_108_864
+
+
 def test_names_alone_are_kept_where_nothing_is_replayed() -> None:
     """Without contents the names are known, and nothing is held."""
     journal = Journal(keeps_content=False)

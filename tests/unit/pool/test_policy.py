@@ -176,6 +176,19 @@ def test_an_anonymous_sandbox_like_new_joins_the_stock() -> None:
     assert pool.step(Leave(10), 3.0) == [Kill(5, "abandoned")]
 
 
+def test_what_was_made_for_an_anonymous_caller_joins_a_stock_and_a_sessions_does_not() -> None:
+    """Both callers went away; the stock was asked for meanwhile."""
+    pool = policy(max_live=2)
+    pool.step(ask(1), 0.0)
+    pool.step(ask(2, "a"), 0.0)
+    pool.step(Resize(min_warm=(("x", 1),)), 0.0)
+    pool.step(Created(1), 1.0)
+    pool.step(Created(2), 1.0)
+    assert pool.step(Leave(1), 2.0) == []
+    assert pool.slots[1].is_warm
+    assert pool.step(Leave(2), 2.0) == [Kill(2, "abandoned")]
+
+
 def test_only_the_surplus_of_a_whole_period_is_shrunk() -> None:
     """The least surplus of the period goes at its end; the next period begins with what is left."""
     pool = policy(min_warm=(("x", 3),), idle_timeout=10.0)
@@ -215,6 +228,29 @@ def test_a_stocks_failures_double_its_wait() -> None:
     assert stock.succeeded() is None
     assert stock.may_ask(now)
     assert stock.failures == 0
+
+
+def test_a_stock_is_given_up_so_long_after_its_first_failure() -> None:
+    """Not so long after the pool was opened; a success begins anew."""
+    stock = Stock(1)
+    for begins_at in (1000.0, 5000.0):
+        assert stock.failed(asked_at=begins_at, now=begins_at, jitter=0.5, give_up_after=30.0) is None
+        later = begins_at + 29.0
+        assert stock.failed(asked_at=later, now=later, jitter=0.5, give_up_after=30.0) is None
+        stock.succeeded()
+    for now, news in ((9000.0, None), (9030.0, "gave_up")):
+        assert stock.failed(asked_at=now, now=now, jitter=0.5, give_up_after=30.0) == news
+
+
+def test_a_drain_lets_a_template_that_failed_try_again() -> None:
+    """Its own stock, or all; the others wait on."""
+    pool = policy(min_warm=(("x", 1), ("y", 1)), give_up_after=0.0)
+    pool.step(Tick(), 0.0)
+    for slot in (1, 2):
+        pool.step(CreateFailed(slot), 0.0)
+    assert pool.step(Tick(), 100.0) == []
+    assert pool.step(Drain("y"), 100.0) == [Create(3, None, Spec("y", (), ()))]
+    assert pool.step(Drain(), 101.0) == [Abort(3), Create(4, None, X), Create(5, None, Spec("y", (), ()))]
 
 
 def test_failures_that_were_under_way_together_count_once() -> None:
@@ -342,6 +378,31 @@ def test_a_templates_cap_holds_only_its_own_back() -> None:
     assert pool.step(Leave(1), 1.0) == [Kill(1, "evicted")]
     assert pool.step(Killed(1), 2.0) == [Create(4, "b", y.made)]
     assert pool.slots[2].is_idle
+
+
+@pytest.mark.parametrize("keys", [(None, None), ("c", "d")])
+def test_as_many_idle_sessions_go_as_are_waited_for(keys: tuple[str | None, str | None]) -> None:
+    """One for each caller without a key; one for all callers of a key."""
+    pool = policy(max_live=2)
+    for slot, key in ((1, "a"), (2, "b")):
+        pool.step(ask(slot, key), 0.0)
+        pool.step(Created(slot), 0.0)
+        pool.step(Accept(slot), 0.0)
+        pool.step(Leave(slot), 0.0)
+    assert pool.step(ask(3, keys[0]), 1.0) == [Kill(1, "evicted")]
+    if keys[0] is not None:
+        assert pool.step(ask(4, keys[0]), 1.0) == []
+    assert pool.step(ask(5, keys[1]), 1.0) == [Kill(2, "evicted")]
+
+
+def test_a_templates_cap_changes_at_run_time() -> None:
+    """Who waited for it is served by a higher one; None leaves it as it is."""
+    pool = policy(max_per_template=(("x", 1),))
+    pool.step(ask(1, "a"), 0.0)
+    assert pool.step(ask(2, "b"), 0.0) == []
+    assert pool.step(Resize(max_live=5), 0.0) == []
+    assert pool.step(Resize(max_per_template=(("x", 2),)), 0.0) == [Create(2, "b", X)]
+    assert pool.step(ask(3, "c"), 0.0) == []
 
 
 def test_full_counts_callers_beyond_what_can_be_had() -> None:

@@ -30,7 +30,7 @@ from sandboxkit.pool._moves import (
     Spec,
     Tick,
 )
-from sandboxkit.pool._policy import UNSURE_ATTEMPTS, PoolPolicy
+from sandboxkit.pool._policy import PoolPolicy
 
 X = Spec("x", (), ())
 
@@ -96,6 +96,18 @@ def test_what_is_not_kept_when_it_is_released(
     assert pool.step(Leave(1), at) == [Kill(1, reason)]
 
 
+def test_what_is_gone_before_it_is_taken_is_nobodys() -> None:
+    """Lost and killed between the offer and the Accept: that changes nothing, nor does the Leave after it."""
+    pool = policy()
+    pool.step(ask(1, "a"), 0.0)
+    assert pool.step(Created(1), 0.0) == [Grant(1, 1, "created")]
+    assert pool.step(Lost(1), 0.0) == [Kill(1, "lost")]
+    assert pool.step(Killed(1), 0.0) == []
+    assert pool.step(Accept(1), 0.0) == []
+    assert pool.step(Leave(1), 0.0) == []
+    assert (pool.slots, pool.tickets, pool.bound) == ({}, {}, {})
+
+
 def test_uses_are_counted_by_openings() -> None:
     """With two uses the first release keeps it."""
     pool = policy(max_uses=2)
@@ -132,7 +144,7 @@ def test_kills_are_tried_again() -> None:
     pool.step(ask(1, "a"), 0.0)
     assert pool.step(CreateFailed(1, is_unsure=True), 0.0) == [Refuse(1, "create_failed", 1), Kill(1, "abandoned")]
     now = 0.0
-    for _ in range(UNSURE_ATTEMPTS - 1):
+    for _ in range(3):
         pool.step(KillFailed(1), now)
         now = pool.next_alarm() or 0.0
         pool.step(Tick(), now)
@@ -159,20 +171,55 @@ def test_what_is_known_to_be_there_is_killed_however_long_it_takes() -> None:
 def test_adopting() -> None:
     """A sandbox that is there already is asked for whatever the pace; given up, it is let go of; held, it is ours."""
     pool = policy(create_rate=0.1)
-    pool.step(ask(1, "a"), 0.0)
-    assert pool.step(ask(2, "b", adopt="s"), 0.0) == [Create(2, "b", X, "s")]
-    assert pool.step(ask(3, "c", adopt="s"), 0.0) == [Refuse(3, "conflict", 2)]
-    assert pool.step(ask(4, adopt="s"), 0.0) == [Refuse(4, "conflict", 2)]
-    assert pool.step(ask(5, "b", adopt="t"), 0.0) == [Refuse(5, "conflict", 2)]
+    assert pool.step(ask(8, "d", adopt="u"), 0.0) == [Create(1, "d", X, "u")]
+    assert pool.step(ask(1, "a"), 0.0) == [Create(2, "a", X)], "adopting costs the pace nothing"
+    assert pool.step(CreateFailed(1), 0.0) == [Refuse(8, "create_failed", 1)]
+    assert pool.step(ask(2, "b", adopt="s"), 0.0) == [Create(3, "b", X, "s")]
+    assert pool.step(ask(3, "c", adopt="s"), 0.0) == [Refuse(3, "conflict", 3)]
+    assert pool.step(ask(4, adopt="s"), 0.0) == [Refuse(4, "conflict", 3)]
+    assert pool.step(ask(5, "b", adopt="t"), 0.0) == [Refuse(5, "conflict", 3)]
     assert pool.step(ask(6, "b"), 0.0) == []
-    assert pool.step(Created(2), 0.1) == [Grant(2, 2, "attached"), Grant(6, 2, "attached")]
+    assert pool.step(Created(3), 0.1) == [Grant(2, 3, "attached"), Grant(6, 3, "attached")]
     pool.step(Leave(2), 0.2)
-    assert pool.step(Leave(6), 0.2) == [LetGo(2)]
+    assert pool.step(Leave(6), 0.2) == [LetGo(3)]
     pool.step(ask(7, "b", adopt="s"), 0.3)
-    pool.step(Created(3), 0.3)
+    pool.step(Created(4), 0.3)
     pool.step(Accept(7), 0.3)
     assert pool.step(Leave(7), 0.4) == []
-    assert pool.step(Close(), 0.5) == [Refuse(1, "closed"), Abort(1), Kill(3, "closed")]
+    assert pool.step(Close(), 0.5) == [Refuse(1, "closed"), Abort(2), Kill(4, "closed")]
+
+
+def test_replacing_refuses_those_who_wait_for_it_and_no_holder() -> None:
+    """Who holds the old one finds out at the next use; who was only offered it is told at once."""
+    pool = policy()
+    held(pool)
+    assert pool.step(ask(2, "a"), 1.0) == [Grant(2, 1, "reused")]
+    out = pool.step(ask(3, "a", spec=Spec("y"), replace=True), 1.0)
+    assert out == [Refuse(2, "conflict", 1), Kill(1, "replaced"), Create(2, "a", Spec("y", (), ()))]
+    assert pool.step(Leave(1), 2.0) == []
+
+
+def test_who_waits_for_the_same_key_as_something_else_is_told_at_once() -> None:
+    """Both would wait for a place; the second could never have what the first will."""
+    pool = policy(max_live=1)
+    held(pool)
+    assert pool.step(ask(2, "b"), 1.0) == []
+    assert pool.step(ask(3, "b", spec=Spec("y")), 1.0) == [Refuse(3, "conflict")]
+    assert pool.step(ask(4, "b", spec=Spec("y"), replace=True), 1.0) == [Refuse(2, "conflict")]
+    assert [ticket.id for ticket in pool.queued] == [4]
+
+
+def test_what_nobody_ever_held_goes_to_the_next_who_wants_the_same() -> None:
+    """A caller without a key went away while its sandbox was made; who waits for a place gets it, unless for another
+    template."""
+    pool = policy(max_live=1)
+    pool.step(ask(1), 0.0)
+    pool.step(ask(2, spec=Spec("y")), 0.0)
+    pool.step(ask(3), 0.0)
+    assert pool.step(Created(1), 1.0) == [Grant(1, 1, "created")]
+    assert pool.step(Leave(1), 1.0) == [Grant(3, 1, "created")]
+    assert pool.step(Leave(3), 2.0) == [Kill(1, "abandoned")]
+    assert pool.step(Killed(1), 3.0) == [Create(2, None, Spec("y", (), ()))]
 
 
 def test_detaching() -> None:
@@ -214,6 +261,8 @@ def test_renewals_by_example() -> None:
     assert renewal(on_use, remaining=None, work=0, left=-1) is None
     assert renewal(TimeoutPolicy(lifetime=1000, floor=20), remaining=969, work=0) == 1000
     assert renewal(TimeoutPolicy(lifetime=1000, floor=20), remaining=970, work=0) is None
+    assert renewal(TimeoutPolicy(lifetime=100, floor=95), remaining=95, work=0) is None
+    assert renewal(TimeoutPolicy(lifetime=100, floor=95), remaining=94, work=0) == 100
     beat = TimeoutPolicy(lifetime=100, floor=20, renew="heartbeat")
     assert renewal(beat, remaining=95, work=300) is None
     assert renewal(beat, remaining=60, work=300) == 100
