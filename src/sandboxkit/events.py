@@ -8,7 +8,8 @@ Names, in the order of a sandbox's life (the data that each carries is in bracke
     sandbox.create_aborted [duration]
     sandbox.reused  sandbox.renewed [end_at]  sandbox.renew_failed [error]  sandbox.lost [error, files_lost]
     sandbox.paused  sandbox.resumed [end_at]
-    sandbox.killed [reason]  sandbox.kill_failed [error]  sandbox.reaped
+    sandbox.killed [reason]  sandbox.kill_failed [error]  sandbox.reaped  sandbox.let_go
+    session.queued  session.refused [error, duration]
     session.opened [source: reused | warm | created | attached, duration]  session.released [duration]
     session.conflict  session.detached
     session.recovered [error, lost_sandbox_id, files_restored, files_lost]

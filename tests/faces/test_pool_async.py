@@ -309,6 +309,7 @@ async def test_events_tell_a_session_from_beginning_to_end(fake: FakeProvider) -
         await session.run_command("echo secret-3")
     assert [e.name for e in events] == [
         "pool.opened",
+        "session.queued",
         "sandbox.creating",
         "sandbox.created",
         "session.opened",
@@ -320,8 +321,8 @@ async def test_events_tell_a_session_from_beginning_to_end(fake: FakeProvider) -
         "sandbox.killed",
         "pool.closed",
     ]
-    assert events[5].data["error"] == "ZeroDivisionError"
-    assert {(e.session, e.sandbox_id, e.template) for e in events[2:-1]} == {
+    assert events[6].data["error"] == "ZeroDivisionError"
+    assert {(e.session, e.sandbox_id, e.template) for e in events[3:-1]} == {
         ("a", session.sandbox_id, "code-interpreter-v1")
     }
     assert "secret" not in repr(events)

@@ -34,6 +34,7 @@ MODULES = ("_journal", "_lifetime", "_matching", "_pace", "_policy", "_slots", "
 TESTS = (
     "tests/unit/pool/test_policy.py",
     "tests/unit/pool/test_policy_ends.py",
+    "tests/unit/pool/test_policy_pace.py",
     "tests/unit/pool/test_journal.py",
     "tests/property/test_pool_policy.py",
     "tests/property/test_pool_machine.py",

@@ -7,7 +7,9 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, settings
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
+from hypothesis.stateful import Bundle, consumes, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine as Machine
+from hypothesis.stateful import run_state_machine_as_test as run_machine
 
 from sandboxkit.pool import _moves
 from sandboxkit.pool._policy import UNSURE_ATTEMPTS, PoolPolicy
@@ -29,7 +31,7 @@ LIMITS = st.builds(
 )  # fmt: skip
 
 
-class PoolMachine(RuleBasedStateMachine):
+class PoolMachine(Machine):
     """Plays the shell: it keeps its own books from the commands alone, and compares."""
 
     tickets = Bundle("tickets")
@@ -140,13 +142,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     # -- what callers do
 
-    @rule(
-        target=tickets,
-        key=KEYS,
-        spec=SPECS,
-        patience=st.sampled_from([0.5, 5.0, 30.0]),
-        replace=st.sampled_from([False, False, False, True]),
-    )
+    @rule(target=tickets, key=KEYS, spec=SPECS, patience=ONE_OF([0.5, 5.0, 30.0]), replace=ONE_OF([False] * 3 + [True]))
     def acquire(self, key: str | None, spec: _moves.Spec, patience: float, replace: bool) -> Any:
         ticket, self.next_ticket = self.next_ticket, self.next_ticket + 1
         ask = _moves.Acquire(ticket=ticket, key=key, spec=spec, deadline=self.now + patience, replace=replace)
@@ -234,7 +230,9 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.killing)
     @rule(data=st.data())
     def kill_succeeds(self, data: st.DataObject) -> None:
-        slot = data.draw(st.sampled_from(sorted(self.killing)))
+        self.killed_at(data.draw(st.sampled_from(sorted(self.killing))))
+
+    def killed_at(self, slot: int) -> None:
         self.killing.remove(slot)
         del self.alive[slot]
         self.killed += 1
@@ -405,8 +403,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def started_before(self, slot: int, ticket: int) -> bool:
         """Whether the slot was taken for a ticket that came earlier (and has left since)."""
-        key = self.creating[slot].key
-        return any(t < ticket and self.asked[t].key == key for t in self.order)
+        return any(t < ticket and self.asked[t].key == self.creating[slot].key for t in self.order)
 
     def teardown(self) -> None:
         """However it went: after a close and honest answers, nothing is left."""
@@ -425,15 +422,9 @@ class PoolMachine(RuleBasedStateMachine):
                 self.now = max(self.now, alarm)
                 self.do(_moves.Tick())
             for slot in list(self.killing):
-                self.kill_succeeds_at(slot)
+                self.killed_at(slot)
         assert self.created == self.killed + self.let_go
         assert not self.policy.bound
-
-    def kill_succeeds_at(self, slot: int) -> None:
-        self.killing.remove(slot)
-        del self.alive[slot]
-        self.killed += 1
-        self.do(_moves.Killed(slot))
 
 
 TestPoolMachine = PoolMachine.TestCase
@@ -442,9 +433,16 @@ TestPoolMachine.settings = settings(stateful_step_count=60, deadline=None)
 
 @pytest.mark.full
 @pytest.mark.timeout(1800)
-class TestPoolMachineLong(type("LongPoolMachine", (PoolMachine,), {}).TestCase):  # type: ignore[name-defined,misc]
-    """At least 100,000 steps."""
+def test_a_hundred_thousand_steps() -> None:
+    """The same for long; that it was long is counted."""
+    steps = 0
 
-    settings = settings(
-        max_examples=2000, stateful_step_count=80, deadline=None, suppress_health_check=list(HealthCheck)
-    )
+    class Counted(PoolMachine):
+        @invariant()
+        def one_more(self) -> None:
+            nonlocal steps
+            steps += 1
+
+    long = settings(max_examples=1600, stateful_step_count=80, deadline=None, suppress_health_check=list(HealthCheck))
+    run_machine(Counted, settings=long)
+    assert steps >= 100_000

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+import re
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
 from sandboxkit import errors
 from sandboxkit.events import Event
 from sandboxkit.instrumentation import deliver, log_event
+from sandboxkit.pool._moves import News
 
 FIELDS = {"op", "pool", "session", "sandbox_id", "template", "duration", "error"}
 
@@ -117,3 +120,22 @@ def test_an_interrupt_in_a_handler_passes() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         deliver(an_event("session.opened"), [interrupted])
+
+
+def test_the_events_are_documented_one_by_one(repository: Path) -> None:
+    """Each event that the pool, sessions and fragments tell has its row in the reference, and its name in `events`."""
+    source = repository / "src" / "sandboxkit"
+    names = r"(?:pool|session|sandbox|code|command|fragment|path)\.[a-z_]+"
+    files = [file for room in ("pool", "runner") for file in (source / room).rglob("*.py")]
+    told = {name for file in files for name in re.findall(rf'"({names})"', file.read_text(encoding="utf-8"))}
+    told |= {f"pool.{news}" for news in get_args(News)}  # the name is put together
+    assert {"session.queued", "sandbox.reaped", "fragment.step", "path.refused", "pool.gave_up"} <= told
+    page = (repository / "docs" / "reference" / "pool.md").read_text(encoding="utf-8")
+    rows = {
+        name
+        for line in page.splitlines()
+        if line.startswith("| `")
+        for name in re.findall(rf"`({names})`", line.split("|")[1])
+    }
+    assert told - {"fragment.log"} == rows
+    assert told <= set(re.findall(names, (source / "events.py").read_text(encoding="utf-8")))

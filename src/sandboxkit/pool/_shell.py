@@ -30,6 +30,7 @@ from sandboxkit.errors import (
     SessionBusy,
     SessionConflict,
 )
+from sandboxkit.events import name_of
 from sandboxkit.pool._core import Core
 from sandboxkit.pool._emit import Teller
 from sandboxkit.pool._life import Life
@@ -227,7 +228,9 @@ class Shell:
                     assert self._tasks is not None, "only an open pool has slots"
                     self.workers.start(command, self._tasks)
                 case LetGo(slot):
-                    self.workers.let_go(slot).gone = "detached"
+                    core = self.workers.let_go(slot)
+                    core.gone = "detached"
+                    core.tell("sandbox.let_go")
                 case Renew(slot):
                     assert self._tasks is not None, "only an open pool has slots"
                     self._tasks.start_soon(self.life.renew_warm, self.workers.cores[slot])
@@ -290,7 +293,9 @@ class Shell:
                 )
                 place = ticket if place is None else place
                 self.step(acquire)
-                self.counters.queued += place == ticket and not waiter.answered.is_set()
+                if place == ticket and not waiter.answered.is_set():
+                    self.counters.queued += 1
+                    self.tell.about(session=request.key, template=request.spec.template)("session.queued")
                 await waiter.answered.wait()
                 core = await self._offered(waiter, acquire)
                 if core is not None:
@@ -306,7 +311,7 @@ class Shell:
                 if core is not None and not core.is_prepared and core.gone is None:
                     self.step(Lost(core.slot, "failed"))  # half made for this session, it can be nobody else's
                 self.step(Leave(ticket))
-                self._count_failure(request.key, request.spec, error)
+                self._count_failure(request, error, anyio.current_time() - started_at)
                 raise
             finally:
                 del self._waiters[ticket]
@@ -351,9 +356,12 @@ class Shell:
             core.tell("sandbox.reused", duration=duration)
         core.tell("session.opened", source=source, duration=duration)
 
-    def _count_failure(self, key: str | None, spec: Spec, error: BaseException) -> None:
+    def _count_failure(self, request: Request, error: BaseException, duration: float) -> None:
+        tell = self.tell.about(session=request.key, template=request.spec.template)
         if isinstance(error, SessionConflict):
-            self.tell.about(session=key, template=spec.template)("session.conflict")
+            tell("session.conflict")
+        else:
+            tell("session.refused", error=name_of(error), duration=duration)
         if isinstance(error, PoolTimeout):
             self.counters.timed_out += 1
         elif isinstance(error, PoolFull | PoolClosed | SessionConflict):

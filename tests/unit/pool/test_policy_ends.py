@@ -189,6 +189,29 @@ def test_adopting() -> None:
     assert pool.step(Close(), 0.5) == [Refuse(1, "closed"), Abort(2), Kill(4, "closed")]
 
 
+def test_two_sandboxes_for_one_key_are_a_conflict_also_in_the_queue() -> None:
+    """Both wait for a place; when the first takes up its sandbox, the second can no more have its own."""
+    pool = policy(max_live=1)
+    held(pool)
+    assert pool.step(ask(2, "b", adopt="s"), 0.0) == []
+    assert pool.step(ask(3, "b", adopt="t"), 0.0) == []
+    assert pool.step(Leave(1), 1.0) == [Kill(1, "evicted")]
+    assert pool.step(Killed(1), 1.0) == [Create(2, "b", X, "s"), Refuse(3, "conflict", 2)]
+
+
+def test_closing_tells_those_who_wait_and_no_holder() -> None:
+    """A holder finds out at the next use; its place is free once the kill is confirmed."""
+    pool = policy()
+    held(pool)
+    pool.step(ask(2, "b"), 0.0)
+    assert pool.step(Close(), 1.0) == [Refuse(2, "closed"), Kill(1, "closed"), Abort(2)]
+    assert pool.step(ask(3, "c"), 1.0) == [Refuse(3, "closed")]
+    assert pool.step(Leave(1), 1.0) == []
+    assert pool.step(Killed(1), 1.0) == []
+    assert pool.step(CreateFailed(2), 1.0) == []
+    assert pool.slots == {}
+
+
 def test_replacing_refuses_those_who_wait_for_it_and_no_holder() -> None:
     """Who holds the old one finds out at the next use; who was only offered it is told at once."""
     pool = policy()
@@ -207,6 +230,32 @@ def test_who_waits_for_the_same_key_as_something_else_is_told_at_once() -> None:
     assert pool.step(ask(3, "b", spec=Spec("y")), 1.0) == [Refuse(3, "conflict")]
     assert pool.step(ask(4, "b", spec=Spec("y"), replace=True), 1.0) == [Refuse(2, "conflict")]
     assert [ticket.id for ticket in pool.queued] == [4]
+    assert pool.step(ask(5, "b", spec=Spec("y")), 1.0) == [], "and who wants the same joins it"
+    assert pool.step(ask(6, "a", spec=Spec("y"), place=0), 1.0) == [Refuse(6, "conflict", 1)]
+    pool = policy(max_live=1, max_waiting=0)
+    held(pool)
+    assert pool.step(ask(2, "a", spec=Spec("y")), 1.0) == [Refuse(2, "conflict", 1)], "and not that it is full"
+
+
+def test_who_leaves_open_what_another_waits_for_joins_it() -> None:
+    """The same key, once with an environment and once with any: neither is refused."""
+    pool = policy(max_live=1)
+    held(pool)
+    assert pool.step(ask(2, "b", spec=Spec("x", (("N", "1"),))), 1.0) == []
+    assert pool.step(ask(3, "b"), 1.0) == []
+    assert [ticket.id for ticket in pool.queued] == [2, 3]
+
+
+def test_what_comes_in_spite_of_an_abort_is_killed() -> None:
+    """Drained or closed while it was being made."""
+    pool = policy(min_warm=(("x", 1),))
+    pool.step(Tick(), 0.0)
+    assert pool.step(Drain(), 1.0)[0] == Abort(1)
+    assert pool.step(Created(1), 2.0) == [Kill(1, "drained")]
+    pool.step(ask(1, "a"), 3.0)
+    pool.step(ask(2, "b"), 3.0)
+    assert Abort(3) in pool.step(Close(), 4.0)
+    assert pool.step(Created(3), 5.0) == [Kill(3, "closed")]
 
 
 def test_what_nobody_ever_held_goes_to_the_next_who_wants_the_same() -> None:
@@ -241,6 +290,16 @@ def test_what_is_held_during_a_drain_goes_when_it_is_released() -> None:
     assert pool.step(Leave(1), 2.0) == [Kill(1, "drained")]
     assert pool.step(Created(2), 2.0) == [Grant(2, 2, "created")]
     assert pool.step(Leave(2), 3.0) == [Kill(2, "drained")]
+
+
+def test_a_drain_kills_idle_sessions_at_once() -> None:
+    """Those of its template; the key starts anew."""
+    pool = policy()
+    held(pool)
+    pool.step(Leave(1), 1.0)
+    assert pool.step(Drain("y"), 2.0) == []
+    assert pool.step(Drain("x"), 2.0) == [Kill(1, "drained")]
+    assert pool.step(ask(2, "a"), 3.0) == [Create(2, "a", X)]
 
 
 # -- lives --------------------------------------------------------------------------------------------------------
