@@ -28,7 +28,7 @@ from sandboxkit.pool._moves import (
     Spec,
     Tick,
 )
-from sandboxkit.pool._policy import RENEW_RETRY, PoolPolicy
+from sandboxkit.pool._policy import PoolPolicy
 from sandboxkit.pool._stock import Stock
 
 X = Spec("x", (), ())
@@ -122,8 +122,8 @@ def test_warm_ones_are_renewed_before_their_end() -> None:
     assert pool.step(Tick(), 60.0) == [Renew(1)]
     assert pool.next_alarm() == 100.0
     assert pool.step(RenewFailed(1), 61.0) == []
-    assert pool.next_alarm() == 61.0 + RENEW_RETRY
-    assert pool.step(Tick(), 61.0 + RENEW_RETRY) == [Renew(1)]
+    assert pool.next_alarm() == 66.0
+    assert pool.step(Tick(), 66.0) == [Renew(1)]
     assert pool.step(Renewed(1, 200.0), 70.0) == []
     assert pool.next_alarm() == 160.0
     pool.step(Tick(), 160.0)
@@ -185,6 +185,14 @@ def test_what_was_made_for_an_anonymous_caller_joins_a_stock_and_a_sessions_does
     assert pool.step(Leave(1), 2.0) == []
     assert pool.slots[1].is_warm
     assert pool.step(Leave(2), 2.0) == [Kill(2, "abandoned")]
+
+
+def test_what_should_lie_warm_is_no_surplus() -> None:
+    """idle_timeout concerns what is beyond the target."""
+    pool = stocked(idle_timeout=10.0)
+    assert pool.step(Tick(), 10.0) == []
+    assert pool.step(Tick(), 20.0) == []
+    assert pool.warm("x") == 1
 
 
 def test_only_the_surplus_of_a_whole_period_is_shrunk() -> None:

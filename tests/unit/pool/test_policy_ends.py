@@ -27,6 +27,8 @@ from sandboxkit.pool._moves import (
     Limits,
     Lost,
     Refuse,
+    Renewed,
+    RenewFailed,
     Spec,
     Tick,
 )
@@ -106,6 +108,30 @@ def test_what_is_gone_before_it_is_taken_is_nobodys() -> None:
     assert pool.step(Accept(1), 0.0) == []
     assert pool.step(Leave(1), 0.0) == []
     assert (pool.slots, pool.tickets, pool.bound) == ({}, {}, {})
+
+
+def test_news_of_what_is_not_there_change_nothing() -> None:
+    """Of slots that are forgotten or being killed, of tickets that were never asked, or not answered yet."""
+    pool = policy(max_live=1)
+    held(pool)
+    for news in (Lost(9), Detach(9), Renewed(9, 5.0), RenewFailed(9), Accept(9), Leave(9)):
+        assert pool.step(news, 1.0) == []
+    pool.step(ask(2, "b"), 1.0)
+    assert pool.step(Accept(2), 1.0) == []
+    assert pool.next_alarm() == 30.0, "it waits on"
+    pool.step(Lost(1, "asked"), 2.0)
+    assert pool.step(Detach(1), 2.0) == []
+    assert pool.step(Lost(1), 2.0) == []
+    assert pool.slots[1].state == "killing"
+
+
+def test_one_that_is_being_made_waits_for_who_wants_the_same() -> None:
+    """Its caller went away; it is promised to nobody before it is there, and then to the first who fits."""
+    pool = policy(max_live=1)
+    pool.step(ask(1), 0.0)
+    pool.step(ask(2), 0.0)
+    assert pool.step(Leave(1), 1.0) == []
+    assert pool.step(Created(1), 2.0) == [Grant(2, 1, "created")]
 
 
 def test_uses_are_counted_by_openings() -> None:

@@ -9,6 +9,7 @@ import pytest
 from sandboxkit.pool._moves import (
     Abort,
     Acquire,
+    Close,
     Create,
     Created,
     CreateFailed,
@@ -70,6 +71,16 @@ def test_a_stock_is_given_up_so_long_after_its_first_failure() -> None:
         stock.succeeded()
     for now, news in ((9000.0, None), (9030.0, "gave_up")):
         assert stock.failed(asked_at=now, now=now, jitter=0.5, give_up_after=30.0) == news
+
+
+def test_a_closing_pool_waits_for_no_stock() -> None:
+    """Its next look is due when a kill is tried again, and for nothing else."""
+    pool = policy(min_warm=(("x", 1),))
+    pool.step(Tick(), 0.0)
+    pool.step(CreateFailed(1), 0.0)
+    assert pool.next_alarm() == 1.0
+    pool.step(Close(), 0.5)
+    assert pool.next_alarm() is None
 
 
 def test_a_drain_lets_a_template_that_failed_try_again() -> None:
