@@ -238,6 +238,15 @@ def test_closing_tells_those_who_wait_and_no_holder() -> None:
     assert pool.slots == {}
 
 
+def test_closing_offers_nothing_to_those_who_are_refused_last() -> None:
+    """What the first was offered is killed, not passed on to the second. (Found by the machine.)"""
+    pool = policy(max_live=1)
+    pool.step(ask(1), 0.0)
+    pool.step(ask(2), 0.0)
+    assert pool.step(Created(1), 1.0) == [Grant(1, 1, "created")]
+    assert pool.step(Close(), 1.0) == [Refuse(1, "closed"), Kill(1, "closed"), Refuse(2, "closed")]
+
+
 def test_replacing_refuses_those_who_wait_for_it_and_no_holder() -> None:
     """Who holds the old one finds out at the next use; who was only offered it is told at once."""
     pool = policy()
