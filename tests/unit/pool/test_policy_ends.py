@@ -353,6 +353,7 @@ def test_renewals_by_example() -> None:
     assert renewal(on_use, remaining=10, work=300, left=50) == 50
     assert renewal(on_use, remaining=50, work=300, left=50) is None
     assert renewal(on_use, remaining=None, work=0, left=-1) is None
+    assert renewal(on_use, remaining=None, work=0, left=0) is None
     assert renewal(TimeoutPolicy(lifetime=1000, floor=20), remaining=969, work=0) == 1000
     assert renewal(TimeoutPolicy(lifetime=1000, floor=20), remaining=970, work=0) is None
     assert renewal(TimeoutPolicy(lifetime=100, floor=95), remaining=95, work=0) is None
