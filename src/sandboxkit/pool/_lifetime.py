@@ -28,9 +28,7 @@ def renewal(policy: TimeoutPolicy, *, remaining: float | None, work: float, left
     if remaining is None:
         return wanted if wanted > 0 else None
     slack = min(RENEW_SLACK, policy.lifetime / 10)
-    if remaining >= wanted - slack and remaining >= needed:
-        return None
-    return wanted if wanted > remaining else None
+    return None if remaining >= wanted - slack and remaining >= needed else wanted
 
 
 def retire_after(policy: TimeoutPolicy, *, jitter: float) -> float | None:

@@ -289,7 +289,9 @@ class PoolPolicy(Matching):
     def _settle(self, slot: Slot, now: float) -> None:
         """A live slot is without tickets: pass it on, keep it as an idle session or in the stock, or kill it."""
         stock = self.stocks.get(slot.spec.template)
-        if not slot.was_held and slot.draining:
+        if self.closing:  # its tickets are refused one by one, and it must not go to the next of them
+            self._doom(slot, "closed")
+        elif not slot.was_held and slot.draining:
             self._doom(slot, "drained")
         elif slot.blank:
             pass  # the pump finds it

@@ -76,9 +76,12 @@ def test_llm_sandbox_c_health_checks_leave_boxes_in_use_alone(virtual_time: Virt
             fake.inject("extend", Fault(delay=5, error=ProviderUnavailable("503"), times=1))
             await anyio.sleep(1)
             session = await pool.session("a")
+            assert fake.killed == 0, "that it could not be prolonged once is no reason to kill it"
             for _ in range(20):
                 await anyio.sleep(30)
                 assert (await session.run_code("1")).text == "1"
+            assert session.sandbox_id in fake.live
+            assert fake.killed == 0
 
     virtual_time.run(main)
 
@@ -143,11 +146,12 @@ def test_opensandbox_b_the_stock_is_full_again_after_one_create(virtual_time: Vi
         fake = virtual_time.provider(create_delay=1.0)
         async with AsyncSandboxPool(endpoint=fake, min_warm=3) as pool:
             await pool.wait_ready()
-            for key in ("a", "b", "c"):
-                await pool.session(key)
-            assert pool.stats()["from_warm"] == 3
-            await anyio.sleep(1.01)
-            assert pool.stats()["warm"] == 3
+            for keys in (("a",), ("b", "c", "d")):
+                for key in keys:
+                    await pool.session(key)
+                await anyio.sleep(1.01)
+                assert pool.stats()["warm"] == 3
+            assert pool.stats()["from_warm"] == 4
 
     virtual_time.run(main)
 
@@ -245,8 +249,9 @@ def test_w4_reuse_prolongs(virtual_time: VirtualTime) -> None:
 
 
 @BOTH
-async def test_w5_success_and_failure_both_give_back() -> None:
-    """An anonymous sandbox dies with its block, however it is left; a create without its files leaves nothing."""
+async def test_w5_success_and_failure_both_give_back(until: Until) -> None:
+    """An anonymous sandbox dies with its block, however it is left; a create without its files leaves nothing; all
+    that before the pool ends."""
     fake = FakeProvider()
     async with AsyncSandboxPool(endpoint=fake) as pool:
         async with pool.session(None) as session:
@@ -254,12 +259,12 @@ async def test_w5_success_and_failure_both_give_back() -> None:
         with pytest.raises(ZeroDivisionError):
             async with pool.session(None):
                 raise ZeroDivisionError
+        assert (fake.created, fake.live) == (2, frozenset())
         fake.inject("files", Fault(error=ProviderUnavailable("503")))
         with pytest.raises(ProviderUnavailable):
             await pool.session(None, files={"x": "1"})
-        assert pool.stats()["in_use"] == 0
-    assert fake.live == frozenset()
-    assert fake.created == 3
+        await until(lambda: pool.stats()["live"] == 0)
+        assert (fake.created, fake.live) == (3, frozenset())
 
 
 # -- fairness -----------------------------------------------------------------------------------------------------

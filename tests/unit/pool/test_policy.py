@@ -262,6 +262,19 @@ def test_as_many_idle_sessions_go_as_are_waited_for(keys: tuple[str | None, str 
     assert pool.step(ask(5, keys[1]), 1.0) == [Kill(2, "evicted")]
 
 
+def test_a_lower_cap_makes_idle_sessions_go_though_nobody_waits() -> None:
+    """As many as are too many, least recently used first."""
+    pool = policy()
+    for slot, key in ((1, "a"), (2, "b"), (3, "c")):
+        pool.step(ask(slot, key), 0.0)
+        pool.step(Created(slot), 0.0)
+        pool.step(Accept(slot), 0.0)
+    for slot in (2, 1, 3):
+        pool.step(Leave(slot), float(slot == 1) + 2.0 * (slot == 3))
+    assert pool.step(Resize(max_live=1), 5.0) == [Kill(2, "evicted"), Kill(1, "evicted")]
+    assert pool.step(Resize(max_live=1), 6.0) == []
+
+
 def test_a_templates_cap_changes_at_run_time() -> None:
     """Who waited for it is served by a higher one; None leaves it as it is."""
     pool = policy(max_per_template=(("x", 1),))

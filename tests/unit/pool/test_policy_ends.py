@@ -238,6 +238,15 @@ def test_closing_tells_those_who_wait_and_no_holder() -> None:
     assert pool.slots == {}
 
 
+def test_closing_offers_nothing_to_those_who_are_refused_last() -> None:
+    """What the first was offered is killed, not passed on to the second. (Found by the machine.)"""
+    pool = policy(max_live=1)
+    pool.step(ask(1), 0.0)
+    pool.step(ask(2), 0.0)
+    assert pool.step(Created(1), 1.0) == [Grant(1, 1, "created")]
+    assert pool.step(Close(), 1.0) == [Refuse(1, "closed"), Kill(1, "closed"), Refuse(2, "closed")]
+
+
 def test_replacing_refuses_those_who_wait_for_it_and_no_holder() -> None:
     """Who holds the old one finds out at the next use; who was only offered it is told at once."""
     pool = policy()
@@ -344,6 +353,7 @@ def test_renewals_by_example() -> None:
     assert renewal(on_use, remaining=10, work=300, left=50) == 50
     assert renewal(on_use, remaining=50, work=300, left=50) is None
     assert renewal(on_use, remaining=None, work=0, left=-1) is None
+    assert renewal(on_use, remaining=None, work=0, left=0) is None
     assert renewal(TimeoutPolicy(lifetime=1000, floor=20), remaining=969, work=0) == 1000
     assert renewal(TimeoutPolicy(lifetime=1000, floor=20), remaining=970, work=0) is None
     assert renewal(TimeoutPolicy(lifetime=100, floor=95), remaining=95, work=0) is None
