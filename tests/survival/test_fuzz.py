@@ -177,6 +177,8 @@ def test_rest(
         path = path.replace("ID", quote(name, safe="", errors="replace") if name else sandbox["sandboxID"])
         answer = client.request(method, path, params=query, headers=headers, content=body)
         if answer.status_code == 201:
+            for taken in re.findall(r'"snapshotID":\s*"([^"]+)"', answer.text):
+                assert client.delete(f"/templates/{quote(taken, safe='')}").status_code == 204
             made = re.findall(r'"sandboxID":\s*"(\w+)"', answer.text)
             assert made or not path.endswith(("sandboxes", "connect"))
             for one in {*made} - {sandbox["sandboxID"]}:

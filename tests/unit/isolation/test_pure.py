@@ -97,6 +97,12 @@ def test_watchdog_judges(memory: dict[int, int], verdict: Verdict | None) -> Non
     assert judge(memory, limit=100, ours=frozenset({1})) == verdict
 
 
+def test_watchdog_judges_files_without_processes() -> None:
+    """A box whose processes are just gone, and whose files are too many, goes as a whole; the watchdog goes on."""
+    assert judge({}, limit=100, ours=frozenset(), files=101) == Verdict(0)
+    assert judge({}, limit=100, ours=frozenset(), files=100) is None
+
+
 @pytest.mark.parametrize(
     ("facts", "word"),
     [

@@ -52,6 +52,8 @@ def judge(memory: dict[int, int], *, limit: int, ours: frozenset[int], files: in
     total = sum(memory.values()) + files
     if total <= limit:
         return None
+    if not memory:  # its files alone; its processes have just ended, or are another's to see
+        return Verdict(0)
     largest = max(memory, key=lambda pid: (memory[pid], pid))
     if total > limit * ALL_AT or largest in ours:
         return Verdict(0)
