@@ -7,19 +7,22 @@ Each step is a function in one of the two tables below; they run in the tables' 
 process. Afterwards the process looks at itself (`faults`); the engine looks at it from outside (`isolation/_entered`),
 and does not talk to it before both are content. The engine lets no program start in the box before that.
 
-Standard library only. Nothing here may start a thread: who has one cannot enter a user namespace.
+Standard library only. Nothing here may start a thread: who has one cannot enter a user namespace. What is touched for
+the first time in a fork is copied, page by page, and that is most of what a fork costs: so what can be made before is
+made before, and little is done in many words.
 """
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]  # (the plain one: `signal` makes enums of all numbers)
 import ctypes
 import errno
 import fcntl
+import itertools
 import mmap
 import os
 import random
 import resource
-import signal
 import struct
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -51,7 +54,7 @@ AGENT_FD, REPORT_FD = 3, 4
 HIGHEST = 1 << 20
 """No descriptor has a number beyond it."""
 ASKED, POLLNVAL = 4096, 0x20
-POLLED = struct.Struct("=ihH")
+POLLED = struct.Struct("<ihH")
 _QUESTIONS = b"".join(POLLED.pack(fd, 0, 0) for fd in range(ASKED))
 
 LIMITS = (
@@ -61,6 +64,7 @@ LIMITS = (
     (resource.RLIMIT_MSGQUEUE, QUEUED),
 )
 
+_HEADER, _CAPABILITIES = struct.pack("Ii", CAPABILITY_VERSION_3, 0), 24
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.getenv.restype = ctypes.c_char_p
 _libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
@@ -77,13 +81,13 @@ def prctl(option: int, value: int = 0, more: int = 0) -> int:
     return _must(_libc.prctl(option, value, more, 0, 0), f"prctl({option})")
 
 
+class _Filter(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
+
+
 def set_filter(program: bytes) -> None:
     """Add a system-call filter to those of this process."""
-
-    class Filter(ctypes.Structure):
-        _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
-
-    given = Filter(len(program) // 8, program)
+    given = _Filter(len(program) // 8, program)
     prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(given))
 
 
@@ -156,8 +160,9 @@ def _limits(entry: Entry) -> None:
 
 
 def _first_to_die(entry: Entry) -> None:
-    with open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")
+    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    os.write(fd, b"1000")
+    os.close(fd)
 
 
 def _bounding(entry: Entry) -> None:
@@ -176,9 +181,7 @@ def _no_new_privileges(entry: Entry) -> None:
 
 def _capabilities(entry: Entry) -> None:
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
-    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
-    nothing = (ctypes.c_uint32 * 6)()
-    _must(_libc.capset(header, nothing), "capset")
+    _must(_libc.capset(_HEADER, bytes(_CAPABILITIES)), "capset")
 
 
 def _not_dumpable(entry: Entry) -> None:
@@ -191,6 +194,10 @@ def _seccomp(entry: Entry) -> None:
 
 def _environment(entry: Entry) -> None:
     os.environ.clear()
+
+
+def _randomness(entry: Entry) -> None:
+    random.seed()
 
 
 OUTSIDE: tuple[tuple[str, Step], ...] = (("cgroup", _cgroup), ("namespaces", _namespaces))
@@ -211,6 +218,7 @@ INSIDE: tuple[tuple[str, Step], ...] = (
     # After the last change of rights, which could undo it.
     ("not_dumpable", _not_dumpable),
     ("environment", _environment),
+    ("randomness", _randomness),
     # Last: the filter allows less than the other steps need.
     ("seccomp", _seccomp),
 )
@@ -238,16 +246,15 @@ def faults(before: object) -> list[str]:
     """What is wrong with this process, of that which it can see itself: names of the steps that are to blame.
 
     Args:
-        before: the state of `random` in the zygote; Python seeds it anew in every fork.
+        before: the state of `random` in the zygote.
     """
     found = [name for name, check in CHECKS if not check()]
     return found if random.getstate() != before else [*found, "randomness"]
 
 
 def _has_no_capabilities() -> bool:
-    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
-    held = (ctypes.c_uint32 * 6)()
-    return _must(_libc.capget(header, held), "capget") == 0 and not any(held)
+    held = ctypes.create_string_buffer(_CAPABILITIES)
+    return _must(_libc.capget(_HEADER, held), "capget") == 0 and not any(held.raw)
 
 
 def _has_umask() -> bool:
@@ -285,8 +292,8 @@ def _open_descriptors() -> list[int]:
         first = ctypes.c_char.from_buffer(table)
         _must(_libc.poll(ctypes.byref(first), ctypes.c_ulong(top), 0), "poll")
         del first
-        answers = table[: top * POLLED.size]
-    return [fd for fd, _, said in POLLED.iter_unpack(answers) if not said & POLLNVAL]
+        said = table[POLLED.size - 2 : top * POLLED.size : POLLED.size]
+    return list(itertools.compress(itertools.count(), map(POLLNVAL.__ne__, said)))
 
 
 def _are_null(fds: tuple[int, ...]) -> bool:

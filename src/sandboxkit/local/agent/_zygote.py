@@ -25,6 +25,9 @@ MAX_REQUEST = 65_536
 MAX_FDS = 32
 
 
+_plain = ctypes.PyDLL(None)
+
+
 class Entered(BaseException):
     """Raised in a fork that has become an agent, to leave the zygote's frames behind."""
 
@@ -51,7 +54,7 @@ def serve(without: Collection[str]) -> NoReturn:
         if not data:
             os._exit(0)
         fds = [fd for _, _, raw in rights for fd in struct.unpack(f"{len(raw) // 4}i", raw[: len(raw) // 4 * 4])]
-        if os.fork() == 0:
+        if fork() == 0:
             control.detach()
             init, agent, report, *cgroups = fds
             _enter(_entry.Entry(init, agent, report, tuple(cgroups), unpack(data)[0]), without, state)
@@ -63,7 +66,7 @@ def _enter(entry: _entry.Entry, without: Collection[str], state: object) -> NoRe
     """Carry out the steps and report. Raises Entered; never returns otherwise."""
     try:
         _entry.run(_entry.OUTSIDE, entry, without)
-        if os.fork() != 0:
+        if fork() != 0:
             os._exit(0)
         _entry.run(_entry.INSIDE, entry, without)
         wrong = _entry.faults(state)
@@ -81,6 +84,15 @@ def _enter(entry: _entry.Entry, without: Collection[str], state: object) -> NoRe
             os._exit(1)
     os.close(report)
     raise Entered
+
+
+def fork() -> int:
+    """fork(2), and nothing else: what Python does at forks makes up for threads and locks, of which there are none
+    here, and for randomness, which is a step of its own; it takes a millisecond, most of it copies of pages."""
+    pid: int = _plain.fork()
+    if pid < 0:
+        raise OSError("fork failed")
+    return pid
 
 
 def call_oneself(words: list[bytes]) -> None:
@@ -104,7 +116,7 @@ def start_kernel(shell: Any, environment: dict[bytes, bytes]) -> None:
         sys.path_importer_cache.pop(path, None)
     from . import kernel_loop
 
-    # A user's own module may be called so.
-    for name in [name for name in sys.modules if name == "agent" or name in ("agent._loop", "agent._zygote")]:
-        del sys.modules[name]
+    # A user's own module may be called so. By name, for to look at each is to write to each: it is counted who has it.
+    for name in ("agent", "agent._loop", "agent._zygote"):
+        sys.modules.pop(name, None)
     kernel_loop.serve(CONTROL, shell)

@@ -124,13 +124,13 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, data: s
     _must(_libc.mount(given[0], given[1], given[2], flags, given[3]), f"mounting {kind or 'a directory'} at {target}")
 
 
+class _Filter(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
+
+
 def set_filter(program: bytes) -> None:
     """Add a system-call filter to this process."""
-
-    class Filter(ctypes.Structure):
-        _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
-
-    given = Filter(len(program) // 8, program)
+    given = _Filter(len(program) // 8, program)
     _must(_libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(given), 0, 0), "setting the filter")
 
 
@@ -222,8 +222,7 @@ def _drop() -> None:
         raise OSError(ctypes.get_errno(), "dropping capabilities")
     _must(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     _must(_libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "clearing ambient capabilities")
-    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
-    _must(_libc.capset(header, (ctypes.c_uint32 * 6)()), "capset")
+    _must(_libc.capset(struct.pack("Ii", CAPABILITY_VERSION_3, 0), bytes(24)), "capset")
 
 
 def _after(words: Sequence[str], word: str) -> str:

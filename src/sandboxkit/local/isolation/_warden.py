@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import select
@@ -92,6 +93,9 @@ class Warden:
 
     def serve(self) -> NoReturn:
         """Answer requests until the engine goes."""
+        # In a fork, each page that is written to is copied; a collection would write to all of them.
+        gc.freeze()
+        gc.disable()
         self.control.send(b"ready")
         poll = select.poll()
         poll.register(self.control, select.POLLIN)
