@@ -68,7 +68,7 @@ async def counters(isolation: Any) -> dict[str, Any]:
     from sandboxkit.local.isolation._processes import processes_of
 
     box = await isolation.create(small("counters"))
-    counted = box._directory / "tmp" / "counted"
+    counted = box.files.path / "tmp" / "counted"
     process = await _started(box, COUNTER, expect=10)
     began = time.perf_counter()
     await box.pause()

@@ -14,6 +14,8 @@ from sandboxkit.local.isolation._base import BASE_PATH, HOME, PREFIX, UID, Layer
 HOSTNAME = "sandbox"
 AGENT = f"{PREFIX}/agent"
 
+STAGE = "/tmp/box"
+"""Where a warden, in the mount table of a box that it makes, finds the box's own file system."""
 HOLDER = ("/usr/bin/cat",)
 """Keeps a box open that an agent will enter: it waits for ever for its input, whose other end it holds itself."""
 

@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -25,9 +24,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sandboxkit.errors import EngineUnavailable
-from sandboxkit.local.isolation import _argv, _kernel, _runtime
+from sandboxkit.local.isolation import _argv
 from sandboxkit.local.isolation._archive import Packed
-from sandboxkit.local.isolation._base import HOME, AgentError, AgentLost, BoxEnd, BoxSpec, Layer, Usage
+from sandboxkit.local.isolation._base import AgentError, AgentLost, BoxEnd, BoxSpec, Usage
+from sandboxkit.local.isolation._box_files import BoxFiles
 from sandboxkit.local.isolation._copying import fill_trees, save_trees
 from sandboxkit.local.isolation._limits import Cgroup, inside_limits, report
 from sandboxkit.local.isolation._link import AgentLink
@@ -60,10 +60,9 @@ class BubblewrapBox:
         self.limits = report(spec.limits, cgroup, version)
         self.ended: asyncio.Future[BoxEnd] = asyncio.get_running_loop().create_future()
         self.memory_limit = spec.limits.memory
-        self.writable: tuple[Layer, ...] = ()
+        self.files = BoxFiles(spec, directory)
         self.watched = cgroup is None or not cgroup.has("memory")
         self._spec = spec
-        self._directory = directory
         self._cgroup = cgroup
         self._on_ended = on_ended
         self._end: BoxEnd | None = None
@@ -76,7 +75,6 @@ class BubblewrapBox:
         self._info = -1
         """Where bubblewrap tells init's pid. Open until the agent has answered: bubblewrap goes on writing to it."""
         self._told = b""
-        self._mounted = False
         self._ending: asyncio.Task[None] | None = None
         self._stopper = Stopper()
         self._is_paused = False
@@ -88,57 +86,11 @@ class BubblewrapBox:
 
     # -- making --------------------------------------------------------------------------------------------------
 
-    def prepare(self) -> None:
-        """Mount the box's file system and make its cgroup. OSError where the kernel refuses."""
-        limits = self._spec.limits
-        self._directory.mkdir()
-        _kernel.mount(
-            "tmpfs",
-            str(self._directory),
-            "tmpfs",
-            _kernel.MS_NOSUID | _kernel.MS_NODEV,
-            f"size={limits.disk},nr_inodes={limits.inodes},mode=755",
-        )
-        self._mounted = True
-        for name, mode in (("home", 0o755), ("tmp", 0o1777), ("shm", 0o1777)):
-            (self._directory / name).mkdir()
-            (self._directory / name).chmod(mode)
+    def prepare(self, *, is_apart: bool = False) -> None:
+        """Make the box's file system and its cgroup. OSError where the kernel refuses. `is_apart`: see `BoxFiles`."""
+        self.files.make(is_apart=is_apart)
         if self._cgroup is not None:
-            self._cgroup.make(limits)
-
-    def mount_overlays(self, runtime: Path, lower: Callable[[str], str]) -> None:
-        """Mount the home and what else can be written, and fill the home. OSError where the kernel refuses.
-
-        Args:
-            runtime: the engine's tmpfs, which is its working directory.
-            lower: binds a host directory there, and tells the relative path.
-        """
-        at = self._directory.relative_to(runtime)
-        if self._spec.kept is not None:
-            (self._directory / "kept").mkdir()
-            _kernel.mount(self._spec.kept, str(self._directory / "kept"), None, _kernel.MS_BIND)
-        writable = []
-        for number, overlay in enumerate(self._spec.overlays):
-            place = "home" if overlay.target == HOME else f"at-{number}"
-            own = at / "own" / str(number) if overlay.upper is None else at / "kept"
-            name = "" if overlay.upper is None else overlay.upper
-            upper, work = own / "up" / name, own / "work" / name
-            for path in (at / place, upper, work):
-                (runtime / path).mkdir(parents=True, exist_ok=True)
-            (runtime / upper).chmod(0o1777 if overlay.target == "/tmp" else 0o755)
-            lowers = tuple(lower(one) for one in overlay.lowers) or ("empty",)
-            _runtime.mount_writable(runtime, str(at / place), lowers=lowers, upper=str(upper), work=str(work))
-            if overlay.target != HOME:
-                writable.append(Layer(source=str(runtime / at / place), target=overlay.target))
-        self.writable = tuple(writable)
-        if self._spec.skeleton is not None:
-            shutil.copytree(self._spec.skeleton, self._directory / "home", symlinks=True, dirs_exist_ok=True)
-
-    def bind_volumes(self) -> None:
-        """Bind its volumes, over what it starts with. OSError, UnsupportedOption; see `_runtime.bind_volumes`."""
-        trees = {HOME: str(self._directory / "home"), "/tmp": str(self._directory / "tmp")}
-        trees |= {layer.target: layer.source for layer in self.writable}
-        self.writable += tuple(_runtime.bind_volumes(self._directory, self._spec.volumes, trees))
+            self._cgroup.make(self._spec.limits)
 
     async def start(self, bwrap: str, plan: _argv.Plan, seccomp: bytes) -> None:
         """Start bubblewrap and wait for the agent's answer.
@@ -246,10 +198,12 @@ class BubblewrapBox:
         complete, or says why not."""
         input_read, input_write = os.pipe2(os.O_CLOEXEC)
         given = [errors, memory_file(seccomp), input_read, input_write]
+        if has_tree := self.files.descriptor >= 0:
+            given.append(os.dup(self.files.descriptor))
         try:
             if self._cgroup is not None:
                 given += self._cgroup.open_to_join()
-            self._init_fd = await warden.box(_argv.file_system(plan), given)
+            self._init_fd = await warden.box(_argv.file_system(plan), given, has_tree=has_tree)
             self._init = pid_of(self._init_fd)
             self._watch(self._init_fd)
         finally:
@@ -359,11 +313,7 @@ class BubblewrapBox:
         self._init_fd = self._outer_fd = -1
         self._init = 0
         close_all(held)
-        if self._mounted:
-            _kernel.unmount(str(self._directory))
-            self._mounted = False
-        with contextlib.suppress(FileNotFoundError):
-            self._directory.rmdir()
+        self.files.remove()
         if self._cgroup is not None:
             self._cgroup.remove()
         self._on_ended(self.box_id)
@@ -412,18 +362,12 @@ class BubblewrapBox:
     async def fill(self) -> None:
         """Unpack what it starts with. ArchiveError where that is damaged."""
         if self._spec.files is not None:
-            await fill_trees(self._trees(), self._spec.files)
+            await fill_trees(self.files.trees(), self._spec.files)
 
     async def save(self, descriptor: int, *, most: int, stop: threading.Event) -> Packed:
         """Write its files to a file; see `_base.Box.save`."""
         self._must_live()
-        return await save_trees(self._trees(), descriptor, most=most, stop=stop)
-
-    def _trees(self) -> dict[str, Path]:
-        """What of its file system is kept: all that can be written, as it is seen inside, but for /dev/shm, which is
-        memory by its name."""
-        overlays = (f"at-{number}" for number, one in enumerate(self._spec.overlays) if one.target != HOME)
-        return {name: self._directory / name for name in ("home", "tmp", *overlays)}
+        return await save_trees(self.files.trees(), descriptor, most=most, stop=stop)
 
     # -- measuring -----------------------------------------------------------------------------------------------
 
@@ -433,9 +377,8 @@ class BubblewrapBox:
         return None
 
     def disk_used(self) -> int:
-        """Bytes in its files, which lie in memory. OSError once it is unmounted."""
-        space = os.statvfs(self._directory)
-        return (space.f_blocks - space.f_bfree) * space.f_frsize
+        """Bytes in its files, which lie in memory. OSError once it is gone."""
+        return self.files.used()
 
     async def usage(self) -> Usage:
         """Measure; see `_base.Box.usage`. AgentLost when the box has ended."""

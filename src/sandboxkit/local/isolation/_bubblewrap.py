@@ -142,12 +142,16 @@ class BubblewrapIsolation:
         seccomp = _seccomp.filter_for(os.uname().machine, uncounted=allows_uncounted(spec.limits, cgroup))
         try:
             try:
-                box.prepare()
-                box.mount_overlays(self._namespace.runtime, self._lower)
+                # Volumes are mounted on it in the engine's namespace, and so it has to be there itself.
+                is_apart = nursery is not None and not spec.volumes
+                box.prepare(is_apart=is_apart)
+                if nursery is None:
+                    box.files.mount_overlays(self._namespace.runtime, self._lower)
+                box.files.fill_home()
                 await box.fill()
-                box.bind_volumes()
+                box.files.bind_volumes()
                 layers = tuple(Layer(source=str(self._layer(one)), target=one.target) for one in spec.layers)
-                plan = self._plan(box, directory, layers)
+                plan = self._plan(box, Path(_argv.STAGE) if is_apart else directory, layers)
                 if nursery is None:
                     await box.start(bwrap, plan, seccomp)
                 else:
@@ -234,7 +238,7 @@ class BubblewrapIsolation:
             tmp=str(directory / "tmp" if directory else runtime / "empty"),
             shm=str(directory / "shm" if directory else runtime / "empty"),
             layers=layers,
-            writable=box.writable if box is not None else (),
+            writable=box.files.writable if box is not None else (),
             is_writable=directory is not None,
         )
 

@@ -50,9 +50,9 @@ class GvisorBox(BubblewrapBox):
         self._meter = MemoryMeter()
         self._disk = 0
 
-    def prepare(self) -> None:
+    def prepare(self, *, is_apart: bool = False) -> None:
         """Make the box's directory and cgroup. OSError where the kernel refuses."""
-        self._directory.mkdir()
+        self.files.path.mkdir()
         limits = self._spec.limits
         if self._cgroup is not None:
             self._cgroup.make(

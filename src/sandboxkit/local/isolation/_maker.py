@@ -38,6 +38,7 @@ CAPABILITY_VERSION_3 = 0x20080522
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 CALLS = {"x86_64": (56, 155, 442), "aarch64": (220, 41, 442)}
 """The numbers of clone, pivot_root and mount_setattr."""
+_MOVE_MOUNT, MOVE_MOUNT_F_EMPTY_PATH = 429, 4
 
 BASE = "/tmp"
 """Covered, in the box's own mount table, by what its root is built on."""
@@ -60,9 +61,14 @@ _clone, _pivot_root, _mount_setattr = CALLS.get(os.uname().machine, (-1, -1, -1)
 
 @dataclass(frozen=True)
 class Box:
-    """What a box is made of. `words` are bubblewrap's, of the file system alone."""
+    """What a box is made of."""
 
     words: Sequence[str]
+    """bubblewrap's, of the file system alone."""
+    stage: str | None
+    """A directory in BASE that `words` know its own file system by, where it has one."""
+    tree: int
+    """That file system, mounted nowhere yet."""
     hostname: str
     uid: int
     argv: Sequence[str]
@@ -94,6 +100,10 @@ def become(box: Box, groups: Sequence[int], outside: tuple[int, int]) -> None:
     mount("tmpfs", BASE, "tmpfs", MS_NOSUID | MS_NODEV)
     os.mkdir(NEW, 0o755)
     mount(NEW, NEW, None, MS_BIND)
+    if box.stage is not None:
+        os.mkdir(box.stage, 0o755)
+        call = (_MOVE_MOUNT, box.tree, b"", AT_FDCWD, os.fsencode(box.stage), MOVE_MOUNT_F_EMPTY_PATH)
+        _must(_libc.syscall(*call), "mounting its file system")
     _build(iter(box.words))
     os.chdir(NEW)
     _must(_libc.syscall(_pivot_root, b".", b"."), "pivot_root")

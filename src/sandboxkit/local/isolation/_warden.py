@@ -137,10 +137,19 @@ class Warden:
 
 def box(request: dict[str, Any], fds: list[int]) -> int:
     """Make a box; the descriptors are where errors are written, the filter's bytes, both ends of what its first program
-    reads, and files that one joins control groups by. All but the second and third go with the exec, and so its end
-    shows at the first one that the box is complete."""
-    errors, program, input_read, input_write, *groups = fds
-    made = _maker.Box(request["words"], request["hostname"], request["uid"], request["argv"], filter_of(program))
+    reads, its file system where it has one, and files that one joins control groups by. Of these the two ends alone
+    stay open over the exec, so that the first one's end tells that the box is complete."""
+    errors, program, input_read, input_write, *others = fds
+    tree, *groups = others if request["stage"] is not None else (-1, *others)
+    made = _maker.Box(
+        words=request["words"],
+        stage=request["stage"],
+        tree=tree,
+        hostname=request["hostname"],
+        uid=request["uid"],
+        argv=request["argv"],
+        filter=filter_of(program),
+    )
     outside = os.geteuid(), os.getegid()
     pid: int = _maker.clone()
     if pid != 0:

@@ -75,15 +75,17 @@ class Warden:
         ours.setblocking(False)
         return cls(ours, process, on_lost)
 
-    async def box(self, words: Sequence[str], fds: Sequence[int]) -> int:
+    async def box(self, words: Sequence[str], fds: Sequence[int], *, has_tree: bool) -> int:
         """Begin to make a box (see `_maker`); returns a pidfd of its first process.
 
         Args:
             words: what it sees, as `_argv.file_system` says it.
             fds: where to say what goes wrong; its system-call filter; both ends of the pipe that its first program
-                waits at; the files by which one joins its control groups.
+                waits at; its file system, if it has one of its own; the files by which one joins its control groups.
+            has_tree: whether it has a file system of its own.
         """
-        request = {"do": "box", "words": words, "argv": _argv.HOLDER, "hostname": _argv.HOSTNAME, "uid": UID}
+        request: dict[str, object] = {"do": "box", "words": words, "argv": _argv.HOLDER, "uid": UID}
+        request |= {"hostname": _argv.HOSTNAME, "stage": _argv.STAGE if has_tree else None}
         return await self._ask(request, fds)
 
     async def zygote(self, argv: Sequence[str], environment: dict[str, str], cwd: str, fds: Sequence[int]) -> int:
