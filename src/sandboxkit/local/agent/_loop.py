@@ -53,6 +53,8 @@ from ._codec import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ._verbs import Verbs
 
 SLICE = 0.003
@@ -428,15 +430,16 @@ def raise_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def serve(fd: int, *, can_fork_kernels: bool = False) -> None:
+def serve(fd: int, *, can_fork_kernels: bool = False, fork: Callable[[], int] = os.fork) -> None:
     """Serve the socket with this number until the engine closes its end.
 
     Args:
         can_fork_kernels: raise `_programs.BecomeKernel` in a fork that is to be a kernel, instead of starting one.
+        fork: how to fork for all other programs.
     """
     raise_limit()
     agent = Agent(_socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd))
-    agent.rules.can_fork_kernels = can_fork_kernels
+    agent.rules.can_fork_kernels, agent.rules.fork = can_fork_kernels, fork
     try:
         agent.run()
     except _programs.BecomeKernel:

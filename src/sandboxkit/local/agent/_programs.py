@@ -15,6 +15,10 @@ from contextlib import contextmanager, nullcontext, suppress
 from ._codec import number, pack, unpack
 from ._files import fail
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 TIOCSCTTY = 0x540E
 LOCKED = 8 * 1024 * 1024
 """Bytes of memory that a program may lock."""
@@ -43,6 +47,8 @@ class Rules:
 
     can_fork_kernels = False
     """Whether this process has an interpreter loaded that was never used."""
+    fork: Callable[[], int] = staticmethod(os.fork)
+    """How to fork for a program that is exec'd: without what Python does at forks, where that takes long."""
 
     processes = 256
     open_files = 4096
@@ -95,14 +101,15 @@ def _start(
     rules: Rules, cwd: bytes, argv: list[bytes], envs: dict[bytes, bytes], fds: dict[int, int], tty: int, group: int
 ) -> int:
     verdict, report = os.pipe()
-    pid = os.fork()
+    forks_kernel = rules.can_fork_kernels and argv == KERNEL and 3 in fds and not _differs_at_start(envs)
+    pid = os.fork() if forks_kernel else rules.fork()
     if pid == 0:
         path = cwd
         try:
             become(rules, fds, tty, group)
             os.chdir(cwd)
             path = argv[0]
-            if rules.can_fork_kernels and argv == KERNEL and 3 in fds and not _differs_at_start(envs):
+            if forks_kernel:
                 os.close(report)
                 raise BecomeKernel(envs)
             execute(argv, envs)

@@ -25,6 +25,7 @@ from .kernel_mime import DERIVED, encode, fields
 from .kernel_shell import Shell, environment_for_shell, make_shell
 from .kernel_wire import MAX_BODY, Wire
 
+READY = {"op": "ready"}
 HANDLE_RUN = asyncio.Handle._run.__code__
 
 
@@ -69,11 +70,12 @@ class Selector(selectors.DefaultSelector):
 class Kernel:
     """One interpreter, behind one wire."""
 
-    def __init__(self, descriptor: int, shell: Shell | None = None) -> None:
+    def __init__(self, wire: Wire, shell: Shell | None = None) -> None:
         self._selector = Selector()
         self._loop = asyncio.SelectorEventLoop(self._selector)
         asyncio.set_event_loop(self._loop)
-        self._wire = Wire(descriptor, hold=self._hold, release=self._release)
+        self._wire = wire
+        wire.hold, wire.release = self._hold, self._release
         self._is_warm = shell is not None
         self._shell = make_shell() if shell is None else shell
         self._shell.sink = self
@@ -95,7 +97,8 @@ class Kernel:
         """Serve until the engine goes, or the user's code asks for the end."""
         self._loop.add_reader(self._wire.fileno(), self._receive)
         serving = self._loop.create_task(self._serve())
-        self._wire.send({"op": "ready"})
+        if not self._is_warm:
+            self._wire.send(READY)
         while not serving.done() and not self._loop.is_closed():
             try:
                 self._loop.run_until_complete(serving)
@@ -338,4 +341,9 @@ def serve(descriptor: int, shell: Shell | None = None) -> None:
         shell.starting_dir = os.getcwd()
         environment_for_shell()
     faulthandler.enable()
-    Kernel(descriptor, shell).run()
+    wire = Wire(descriptor)
+    if shell is not None:
+        # What else a cell needs is made when the first one comes: until then, few pages of the zygote's are copied.
+        wire.send(READY)
+        wire.wait()
+    Kernel(wire, shell).run()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import struct
 import threading
@@ -21,15 +22,16 @@ class Wire:
     """A stream socket that carries frames. Any thread may send; one reads.
 
     `hold` is called before and `release` after each frame that the main thread sends: in between, an interrupt has to
-    wait, or the engine would read half a frame.
+    wait, or the engine would read half a frame. Until they are set, there is none.
     """
 
-    def __init__(self, descriptor: int, *, hold: Callable[[], None], release: Callable[[], None]) -> None:
+    hold: Callable[[], None] | None = None
+    release: Callable[[], None] | None = None
+
+    def __init__(self, descriptor: int) -> None:
         self._socket: socket.socket | None = socket.socket(fileno=descriptor)
         self._socket.setblocking(True)
         os.set_inheritable(descriptor, False)
-        self._hold = hold
-        self._release = release
         self._lock = threading.Lock()
         self._received = bytearray()
         # A child by fork must neither speak for us nor keep the socket open after our end.
@@ -40,22 +42,26 @@ class Wire:
         assert self._socket is not None
         return self._socket.fileno()
 
+    def wait(self) -> None:
+        """Return once there is something to receive."""
+        select.select([self.fileno()], [], [])
+
     def send(self, head: dict[str, Any], body: bytes = b"") -> None:
         """Send a frame; waits while the engine does not take it. Does nothing in a forked child."""
         if self._socket is None:
             return
         encoded = json.dumps(head).encode()
         is_main = threading.current_thread() is threading.main_thread()
-        if is_main:
-            self._hold()
+        if is_main and self.hold is not None:
+            self.hold()
         try:
             with self._lock:
                 self._socket.sendall(LENGTHS.pack(len(encoded), len(body)) + encoded)
                 if body:
                     self._socket.sendall(body)
         finally:
-            if is_main:
-                self._release()
+            if is_main and self.release is not None:
+                self.release()
 
     def receive(self) -> list[tuple[dict[str, Any], bytes]] | None:
         """Return the frames that came whole with what can be read now; None once the engine has gone."""

@@ -41,7 +41,7 @@ def main() -> None:
     with contextlib.suppress(_zygote.Entered):
         _zygote.serve(without)
     try:
-        _loop.serve(_zygote.AGENT_FD, can_fork_kernels=shell is not None)
+        _loop.serve(_zygote.AGENT_FD, can_fork_kernels=shell is not None, fork=_zygote.fork)
     except _programs.BecomeKernel as start:
         environment = start.environment
     except BaseException:
