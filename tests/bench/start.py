@@ -162,23 +162,41 @@ def available() -> int:
     return memory_of_machine()[1]
 
 
+def kernels() -> int:
+    """How many interpreters there are on this machine, by what they are called: forked ones and others."""
+    found = 0
+    for folder in os.scandir("/proc"):
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError), open(f"{folder.path}/cmdline", "rb") as file:
+                found += file.read().split(b"\0")[1:2] == [b"/opt/sandboxkit/agent/kernel.py"]
+    return found
+
+
 def many(count: int) -> str:
-    """Make many sandboxes, have each print, and say what it took."""
+    """Make many sandboxes, wait until each has its interpreter, have each print, and say what it took. Memory is what
+    the machine has less of: the engine's and the kernel's share of each are in it."""
     with engine(0, max_sandboxes=count) as endpoint:
         warm_up = Sandbox.create(template=TEMPLATE, timeout=3600, **options(endpoint))
         warm_up.run_code("print(1)")
         warm_up.kill()
+        others = kernels()
         before, began = available(), time.perf_counter()
         made = [Sandbox.create(template=TEMPLATE, timeout=3600, **options(endpoint)) for _ in range(count)]
         took = time.perf_counter() - began
-        for sandbox in made:
-            assert sandbox.run_code("").error is None
+        deadline = time.monotonic() + 60
+        while kernels() < others + count and time.monotonic() < deadline:
+            time.sleep(0.2)
+        time.sleep(1.0)  # the last ones are ready, and what the kernel frees late is free
+        ready = kernels() - others
         idle = (before - available()) / count / 2**20
+        began = time.perf_counter()
         for number, sandbox in enumerate(made):
             assert "".join(sandbox.run_code(f"print({number})").logs.stdout) == f"{number}\n"
+        asked = (time.perf_counter() - began) / count * 1000
         printed = (before - available()) / count / 2**20
     return (
-        f"{count} sandboxes: {count / took:.1f} creates/s, {idle:.1f} MiB each when ready, {printed:.1f} after a print"
+        f"{count} sandboxes: {count / took:.1f} creates/s, {ready} with a ready interpreter, {idle:.1f} MiB each; "
+        f"first print {asked:.1f} ms, {printed:.1f} MiB each after it"
     )
 
 

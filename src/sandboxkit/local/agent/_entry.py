@@ -23,6 +23,7 @@ import mmap
 import os
 import random
 import resource
+import socket
 import struct
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -95,12 +96,10 @@ def set_filter(program: bytes) -> None:
 class Entry:
     """What the engine sends for one box."""
 
-    init: int
-    """A descriptor of the box's first process."""
     socket: int
     """The agent's end of its socket."""
     report: int
-    """Where to say that all went well, or what did not."""
+    """Where a descriptor of the box's first process comes, and where to say that all went well, or what did not."""
     cgroups: tuple[int, ...]
     """The files by which one joins the box's control groups, opened by the engine."""
     filter: bytes
@@ -119,7 +118,14 @@ def _cgroup(entry: Entry) -> None:
 
 
 def _namespaces(entry: Entry) -> None:
-    _must(_libc.setns(entry.init, NAMESPACES), "setns")
+    # The box may still be in the making.
+    with socket.socket(fileno=os.dup(entry.report)) as report:
+        _, rights, _, _ = report.recvmsg(16, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+    if not rights:
+        os._exit(0)  # nobody wants it any more
+    (init,) = struct.unpack("i", rights[0][2][:4])
+    _must(_libc.setns(init, NAMESPACES), "setns")
+    os.close(init)
 
 
 # -- inside, with all rights over the box until they are dropped ------------------------------------------------------

@@ -35,9 +35,9 @@ class Entered(BaseException):
 def serve(without: Collection[str]) -> NoReturn:
     """Fork for each request until the engine goes. Raises Entered in the forks.
 
-    A request is the box's system-call filter, with descriptors: the box's first process, the agent's socket, a socket
-    for the report, and the files of the box's control groups. It has no answer of its own; the report is one word,
-    or the names of the steps that are to blame.
+    A request is the box's system-call filter, with descriptors: the agent's socket, a socket for the report, and the
+    files of the box's control groups. It has no answer of its own. Over the report's socket comes the box's first
+    process, once there is one, and goes one word, or the names of the steps that are to blame.
     """
     if threading.active_count() != 1:
         raise RuntimeError("a module that was loaded has started a thread")
@@ -56,8 +56,8 @@ def serve(without: Collection[str]) -> NoReturn:
         fds = [fd for _, _, raw in rights for fd in struct.unpack(f"{len(raw) // 4}i", raw[: len(raw) // 4 * 4])]
         if fork() == 0:
             control.detach()
-            init, agent, report, *cgroups = fds
-            _enter(_entry.Entry(init, agent, report, tuple(cgroups), unpack(data)[0]), without, state)
+            agent, report, *cgroups = fds
+            _enter(_entry.Entry(agent, report, tuple(cgroups), unpack(data)[0]), without, state)
         for fd in fds:
             os.close(fd)
 

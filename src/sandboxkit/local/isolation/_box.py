@@ -155,16 +155,25 @@ class BubblewrapBox:
             EntryFailed, WardenLost: the zygote or the warden failed; another attempt may go well.
             EngineUnavailable: the box could not be made; the message says why.
         """
-        await self.hold(await nursery.ready(), plan, seccomp)
+        warden = await nursery.ready()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.agent = AgentLink(ours, on_lost=self._agent_lost)
-        groups = self._cgroup.open_to_join() if self._cgroup is not None else []
+        groups: list[int] = []
         try:
-            self._entered = await nursery.enter(self._init_fd, theirs.fileno(), groups, seccomp)
+            if self._cgroup is not None:
+                groups = self._cgroup.open_to_join()
+            begun = nursery.begin(theirs.fileno(), groups, seccomp)
+            with begun:
+                await self.hold(warden, plan, seccomp)
+                self._entered = await nursery.enter(begun, self._init_fd)
+        except BaseException:
+            ours.close()
+            raise
         finally:
             theirs.close()
             for fd in groups:
                 os.close(fd)
+        # Not before: an agent that is lost ends the box, and that is in the making until here.
+        self.agent = AgentLink(ours, on_lost=self._agent_lost)
         try:
             async with asyncio.timeout(START_WITHIN):
                 await self._greet()

@@ -105,33 +105,49 @@ class Nursery:
                 raise EntryFailed(self.given_up) from error
             return self.warden
 
-    async def enter(self, init: int, agent: int, cgroups: Sequence[int], box_filter: bytes) -> int:
-        """Have a fork of the zygote enter a box and become its agent; returns its pid.
+    def begin(self, agent: int, cgroups: Sequence[int], box_filter: bytes) -> socket.socket:
+        """Have the zygote fork for a box that is being made meanwhile; `enter` goes on with what this returns. It is
+        the caller's: without `enter`, the fork ends when that is closed.
 
         Args:
-            init: a pidfd of the box's first process.
             agent: the agent's end of its socket.
             cgroups: files that a process joins the box's control groups by.
             box_filter: the box's system-call filter.
 
         Raises:
-            Refused: it entered, and is not as it must be. The caller must end the box.
-            EntryFailed: it did not enter.
+            EntryFailed: it takes no requests.
         """
         zygote = self._zygote
         if zygote is None or zygote.is_lost:
             raise EntryFailed("there is no zygote")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ours:
+        try:
             with theirs:
                 ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-                await zygote.ask(pack([box_filter]), (init, agent, theirs.fileno(), *cgroups))
-            try:
-                async with asyncio.timeout(ENTERED_WITHIN):
-                    await until_readable(ours.fileno())
-            except TimeoutError:
-                raise EntryFailed("the zygote did not answer in time") from None
-            said, pid = _report(ours)
+                zygote.ask(pack([box_filter]), (agent, theirs.fileno(), *cgroups))
+        except BaseException:
+            ours.close()
+            raise
+        return ours
+
+    async def enter(self, begun: socket.socket, init: int) -> int:
+        """Have the fork enter the box and become its agent; returns its pid. `init` is a pidfd of the box's first
+        process.
+
+        Raises:
+            Refused: it entered, and is not as it must be. The caller must end the box.
+            EntryFailed: it did not enter.
+        """
+        try:
+            begun.sendmsg([b"enter"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [init]))])
+        except OSError as error:
+            raise EntryFailed(f"the zygote's fork has ended: {error.strerror}") from error
+        try:
+            async with asyncio.timeout(ENTERED_WITHIN):
+                await until_readable(begun.fileno())
+        except TimeoutError:
+            raise EntryFailed("the zygote did not answer in time") from None
+        said, pid = _report(begun)
         if said != b"entered":
             words = said.decode("utf-8", "replace")
             if words.startswith("failed") or not words:
@@ -244,7 +260,7 @@ class _Zygote:
         finally:
             os.close(errors)
 
-    async def ask(self, payload: bytes, fds: Sequence[int]) -> None:
+    def ask(self, payload: bytes, fds: Sequence[int]) -> None:
         """Send a request. EntryFailed where it takes none."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
         try:
