@@ -86,9 +86,9 @@ class BubblewrapBox:
 
     # -- making --------------------------------------------------------------------------------------------------
 
-    def prepare(self, *, is_held: bool = False) -> None:
-        """Make the box's file system and its cgroup. OSError where the kernel refuses. `is_held`: by a warden."""
-        self.files.make(is_held=is_held)
+    def prepare(self, *, is_apart: bool = False) -> None:
+        """Make the box's file system and its cgroup. OSError where the kernel refuses. `is_apart`: see `BoxFiles`."""
+        self.files.make(is_apart=is_apart)
         if self._cgroup is not None:
             self._cgroup.make(self._spec.limits)
 

@@ -26,15 +26,14 @@ class BoxFiles:
         """Of the tmpfs, where that is not mounted in the engine's namespace."""
         self.writable: tuple[Layer, ...] = ()
 
-    def make(self, *, is_held: bool) -> None:
+    def make(self, *, is_apart: bool) -> None:
         """Make the tmpfs. OSError where the kernel refuses.
 
         Args:
-            is_held: a warden makes the box. The tmpfs is then mounted in the box alone: else the making of each box
-                would copy the mounts of all others.
+            is_apart: a warden mounts it, in the box alone: else the making of each box copies the mounts of all others.
         """
         limits = self._spec.limits
-        if is_held:
+        if is_apart:
             self.descriptor = _kernel.detached_tmpfs(size=limits.disk, nr_inodes=limits.inodes, mode="755")
             self.path = Path(f"/proc/self/fd/{self.descriptor}")
         else:
@@ -73,16 +72,16 @@ class BoxFiles:
                 writable.append(Layer(source=str(runtime / at / place), target=overlay.target))
         self.writable = tuple(writable)
 
-    def fill_home(self) -> None:
-        """Copy the home's first content."""
-        if self._spec.skeleton is not None:
-            shutil.copytree(self._spec.skeleton, self.path / "home", symlinks=True, dirs_exist_ok=True)
-
     def bind_volumes(self) -> None:
         """Bind its volumes, over what it starts with. OSError, UnsupportedOption; see `_runtime.bind_volumes`."""
         trees = {HOME: str(self.path / "home"), "/tmp": str(self.path / "tmp")}
         trees |= {layer.target: layer.source for layer in self.writable}
         self.writable += tuple(_runtime.bind_volumes(self.path, self._spec.volumes, trees))
+
+    def fill_home(self) -> None:
+        """Copy the home's first content."""
+        if self._spec.skeleton is not None:
+            shutil.copytree(self._spec.skeleton, self.path / "home", symlinks=True, dirs_exist_ok=True)
 
     def trees(self) -> dict[str, Path]:
         """What of it is kept: all that can be written, as it is seen inside, but for /dev/shm, which is memory by its

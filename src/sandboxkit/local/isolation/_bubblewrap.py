@@ -142,14 +142,16 @@ class BubblewrapIsolation:
         seccomp = _seccomp.filter_for(os.uname().machine, uncounted=allows_uncounted(spec.limits, cgroup))
         try:
             try:
-                box.prepare(is_held=nursery is not None)
+                # Volumes are mounted on it in the engine's namespace, and so it has to be there itself.
+                is_apart = nursery is not None and not spec.volumes
+                box.prepare(is_apart=is_apart)
                 if nursery is None:
                     box.files.mount_overlays(self._namespace.runtime, self._lower)
                 box.files.fill_home()
                 await box.fill()
                 box.files.bind_volumes()
                 layers = tuple(Layer(source=str(self._layer(one)), target=one.target) for one in spec.layers)
-                plan = self._plan(box, directory if nursery is None else Path(_argv.STAGE), layers)
+                plan = self._plan(box, Path(_argv.STAGE) if is_apart else directory, layers)
                 if nursery is None:
                     await box.start(bwrap, plan, seccomp)
                 else:
@@ -198,8 +200,8 @@ class BubblewrapIsolation:
 
     def _view_layers(self, spec: BoxSpec) -> tuple[Layer, ...] | None:
         """What a zygote for boxes like this one must see, mounted; None where it would run what a build step has
-        written (a zygote is in no box, and no box's limits hold it), or where something is mounted for one box."""
-        if spec.kept is not None or spec.overlays or spec.volumes:
+        written: a zygote is in no box, and no box's limits hold it."""
+        if spec.kept is not None or spec.overlays:
             return None
         try:
             return tuple(Layer(source=str(self._layer(one)), target=one.target) for one in spec.layers)

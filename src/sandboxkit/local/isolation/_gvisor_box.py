@@ -50,7 +50,7 @@ class GvisorBox(BubblewrapBox):
         self._meter = MemoryMeter()
         self._disk = 0
 
-    def prepare(self, *, is_held: bool = False) -> None:
+    def prepare(self, *, is_apart: bool = False) -> None:
         """Make the box's directory and cgroup. OSError where the kernel refuses."""
         self.files.path.mkdir()
         limits = self._spec.limits
