@@ -309,6 +309,29 @@ async def test_a_spike_of_fifty_on_ten_does_not_over_grow() -> None:
         assert pool.stats()["opened"] == 50
 
 
+@BOTH
+async def test_after_a_spike_of_fifty_on_ten_no_more_lie_warm_than_should(until: Until) -> None:
+    """Fifty at once, a sandbox each: never more than ten, none made that nobody took, and the stock is what it was."""
+    fake, most = FakeProvider(create_delay=0.001), 0
+    async with AsyncSandboxPool(endpoint=fake, max_live=10, min_warm=3) as pool:
+        await pool.wait_ready()
+
+        async def client() -> None:
+            nonlocal most
+            async with pool.session(None):
+                most = max(most, len(fake.live), pool.stats()["live"])
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(50):
+                tasks.start_soon(client)
+        await until(lambda: pool.stats()["creating"] == pool.stats()["killing"] == 0)
+        stats = pool.stats()
+        assert most == 10
+        assert (stats["opened"], stats["warm"], stats["live"]) == (50, 3, 3)
+        assert fake.created <= 53 + stats["wasted"]
+        assert stats["wasted"] <= 3, "those of the stock that made room"
+
+
 @pytest.mark.slow
 def test_ten_threads_on_the_sync_face_time_out_no_earlier_than_they_said() -> None:
     """Behind one held box, ten threads wait out their whole time, and each gets PoolTimeout."""

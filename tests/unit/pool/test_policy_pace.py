@@ -8,6 +8,7 @@ import pytest
 
 from sandboxkit.pool._moves import (
     Abort,
+    Accept,
     Acquire,
     Close,
     Create,
@@ -15,7 +16,10 @@ from sandboxkit.pool._moves import (
     CreateFailed,
     Drain,
     Grant,
+    Killed,
+    Leave,
     Limits,
+    Lost,
     Report,
     Spec,
     Tick,
@@ -81,6 +85,29 @@ def test_a_closing_pool_waits_for_no_stock() -> None:
     assert pool.next_alarm() == 1.0
     pool.step(Close(), 0.5)
     assert pool.next_alarm() is None
+
+
+def test_a_wait_that_is_over_is_no_alarm() -> None:
+    """When there is no place then, nothing is due until there is one."""
+    pool = policy(min_warm=(("x", 1),), max_live=1)
+    pool.step(Tick(), 0.0)
+    pool.step(CreateFailed(1), 0.0)
+    pool.step(ask(1, "a"), 0.5)
+    pool.step(Created(2), 0.5)  # callers are served, and that ends the trouble
+    pool.step(Accept(1), 0.5)
+    assert pool.next_alarm() is None
+    pool = policy(min_warm=(("x", 1),), max_live=1)
+    pool.step(Tick(), 0.0)
+    pool.step(CreateFailed(1), 0.0)
+    pool.step(ask(1, "a", spec=Spec("y")), 0.5)
+    pool.step(Created(2), 0.5)
+    pool.step(Accept(1), 0.5)
+    assert pool.next_alarm() == 1.0
+    assert pool.step(Tick(), 1.0) == []
+    assert pool.next_alarm() is None
+    assert pool.step(Leave(1), 2.0) == []
+    pool.step(Lost(2, "asked"), 3.0)
+    assert pool.step(Killed(2), 4.0) == [Create(3, None, X)]
 
 
 def test_a_drain_lets_a_template_that_failed_try_again() -> None:
