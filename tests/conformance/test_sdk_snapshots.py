@@ -91,7 +91,7 @@ def test_forks(colour: Any, cleanly: list[Any]) -> None:
     assert not colour.do(box.files.exists("mine"))
     assert colour.do(box.get_info()).end_at == before.end_at
     with pytest.raises(e2b.NotFoundException):
-        colour.do(kind_of(colour).fork("inosuch", **colour._options))
+        colour.do(kind_of(colour).fork("inosuch", **colour.options))
 
 
 def test_both_wait_for_nobody(colour: Any, cleanly: list[Any], name: str) -> None:
