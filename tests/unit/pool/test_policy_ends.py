@@ -270,6 +270,8 @@ def test_who_waits_for_the_same_key_as_something_else_is_told_at_once() -> None:
     pool = policy(max_live=1, max_waiting=0)
     held(pool)
     assert pool.step(ask(2, "a", spec=Spec("y")), 1.0) == [Refuse(2, "conflict", 1)], "and not that it is full"
+    assert pool.step(ask(3, "a", adopt="t"), 1.0) == [Refuse(3, "conflict", 1)]
+    assert pool.step(ask(4, adopt="t"), 1.0) == [Refuse(4, "full")]
 
 
 def test_who_leaves_open_what_another_waits_for_joins_it() -> None:
