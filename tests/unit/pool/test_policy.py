@@ -137,6 +137,24 @@ def test_warm_ones_that_are_not_renewed_go_with_the_floor_left() -> None:
     assert pool.step(Tick(), 75.0) == [Kill(1, "retired"), Create(2, None, X)]
 
 
+def test_warm_ones_that_are_renewed_live_to_their_end() -> None:
+    """The floor is theirs who are not; a renewal is still to come."""
+    pool = stocked(floor=25.0, renew_margin=40.0)
+    assert pool.step(Tick(), 60.0) == [Renew(1)]
+    assert pool.step(Tick(), 99.0) == []
+
+
+def test_a_warm_one_for_a_caller_without_a_key_binds_none() -> None:
+    """Two of them have two sandboxes."""
+    pool = policy(min_warm=(("x", 2),))
+    pool.step(Tick(), 0.0)
+    for slot in (1, 2):
+        pool.step(Created(slot), 0.0)
+    assert pool.step(ask(1), 1.0)[0] == Grant(1, 1, "warm")
+    assert pool.bound == {}
+    assert pool.step(ask(2), 1.0) == [Grant(2, 2, "warm")]
+
+
 def test_warm_ones_that_are_too_old_for_a_session_go() -> None:
     """The reserve before their retirement is left to whoever gets one."""
     pool = policy(min_warm=(("x", 1),), warm_reserve=30.0, renew_margin=1.0)

@@ -270,6 +270,8 @@ def test_who_waits_for_the_same_key_as_something_else_is_told_at_once() -> None:
     pool = policy(max_live=1, max_waiting=0)
     held(pool)
     assert pool.step(ask(2, "a", spec=Spec("y")), 1.0) == [Refuse(2, "conflict", 1)], "and not that it is full"
+    assert pool.step(ask(3, "a", adopt="t"), 1.0) == [Refuse(3, "conflict", 1)]
+    assert pool.step(ask(4, adopt="t"), 1.0) == [Refuse(4, "full")]
 
 
 def test_who_leaves_open_what_another_waits_for_joins_it() -> None:
@@ -291,6 +293,10 @@ def test_what_comes_in_spite_of_an_abort_is_killed() -> None:
     pool.step(ask(2, "b"), 3.0)
     assert Abort(3) in pool.step(Close(), 4.0)
     assert pool.step(Created(3), 5.0) == [Kill(3, "closed")]
+    pool = policy(min_warm=(("x", 1),), max_live=1)
+    pool.step(Tick(), 0.0)
+    assert pool.step(ask(1, "a", spec=Spec("y")), 0.0) == [Abort(1)]
+    assert pool.step(Created(1), 1.0) == [Kill(1, "evicted")]
 
 
 def test_what_nobody_ever_held_goes_to_the_next_who_wants_the_same() -> None:
