@@ -236,6 +236,18 @@ def engine(nothing_left_running: None) -> Iterator[Endpoint]:
             keeper.wait(30)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def templates_are_as_they_were() -> Iterator[None]:
+    """What a module's tests register is known to them alone: others would have their sandboxes wait for an app."""
+    from sandboxkit import template
+
+    registered = template._registered()
+    before = dict(registered)
+    yield
+    registered.clear()
+    registered.update(before)
+
+
 @pytest.fixture(scope="session")
 def web_engine(nothing_left_running: None) -> Iterator[Endpoint]:
     """An engine for tests of the library's web templates, which are built, once, into the machine's cache."""

@@ -20,6 +20,7 @@ from . import _files, _frames
 from ._codec import EXIT, HEADER, SPAWN, pack, packets
 from ._handles import raise_limit
 from ._loop import Agent
+from ._programs import heed_signals
 
 PIECE = 262_144
 GRANT_AT = _frames.WINDOW // 4
@@ -391,4 +392,5 @@ def _shut(fd: int, how: int) -> None:
 def serve(fd: int) -> None:
     """Serve the stream socket with this number until the engine closes its end."""
     raise_limit()
+    heed_signals()
     FramedAgent(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)).run()

@@ -432,6 +432,7 @@ def serve(fd: int, *, can_fork_kernels: bool = False, fork: Callable[[], int] = 
         fork: how to fork for all other programs.
     """
     _handles.raise_limit()
+    _programs.heed_signals()
     agent = Agent(_socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd))
     agent.rules.can_fork_kernels, agent.rules.fork = can_fork_kernels, fork
     try:

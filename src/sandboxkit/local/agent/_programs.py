@@ -71,6 +71,14 @@ class Rules:
             self.are_held = True
 
 
+def heed_signals() -> None:
+    """Let no signal be ignored that whoever started the engine ignored (nohup; a shell's `&`): programs would inherit
+    it, and could not be interrupted or hung up. Python's own are the programs' to set."""
+    for signum in _signal.valid_signals():
+        if _signal.getsignal(signum) == _signal.SIG_IGN and signum not in (_signal.SIGPIPE, _signal.SIGXFSZ):
+            _signal.signal(signum, _signal.SIG_DFL)
+
+
 def lower(kind: int, value: int) -> None:
     """Set both ends of a resource limit, never above what we have."""
     soft, hard = resource.getrlimit(kind)
