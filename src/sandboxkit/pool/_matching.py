@@ -216,6 +216,7 @@ class Matching:
         self._leave(ticket.id, now)
 
     def _leave(self, ticket_id: int, now: float) -> None:
+        """What a ticket's end leads to is for the policy, which derives from this, to say."""
         raise NotImplementedError
 
     def _replace(self, slot: Slot, now: float) -> None:
