@@ -290,6 +290,14 @@ def test_bash_runs_by_its_jupyter_kernel(sandbox: Sandbox) -> None:
     assert many == "".join(f"{number}\n" for number in range(1, 5001))
 
 
+def test_what_a_kernel_publishes_waits_for_a_bridge_that_is_late(sandbox: Sandbox) -> None:
+    """A busy machine loses no line: here the bridge stands still while bash publishes far more than a socket takes."""
+    bridge = "$(ps -o ppid= -p $PPID | tr -d ' ')"
+    code = f"kill -STOP {bridge}; seq 1 30000; kill -CONT {bridge}"
+    many = "".join(fine(sandbox.run_code(code, language="bash")).logs.stdout)
+    assert many.splitlines() == [str(number) for number in range(1, 30_001)]
+
+
 @pytest.mark.full
 def test_a_jupyter_kernel_or_its_bridge_that_is_killed_comes_back(sandbox: Sandbox) -> None:
     """Either end takes the other with it, is told as a restart, and the next code has a fresh kernel."""
