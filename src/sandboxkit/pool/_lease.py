@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import TypeVar
 
@@ -71,16 +70,16 @@ class Lease:
             self.is_released = True
             self.shell.release(self.core, self._ticket, held_for=anyio.current_time() - self._held_since)
 
-    @asynccontextmanager
-    async def use(self, work: float) -> AsyncIterator[ProviderSandbox]:
-        """The sandbox, alive for `work` seconds at least. If it turns out to be gone, the pool learns it."""
+    async def use(self, work: float, operation: Callable[[ProviderSandbox], Awaitable[T]]) -> T:
+        """Do something in the sandbox, which lives for `work` seconds at least. If it turns out to be gone, the pool
+        learns it."""
         self.check()
         core = self.core
         core.uses += 1
         try:
             await self.shell.life.prolong(core, work)
             self.check()
-            yield core.sandbox
+            return await operation(core.sandbox)
         except SandboxLost as error:
             if await self._is_there(core):
                 raise
@@ -104,8 +103,7 @@ class Lease:
         for attempt in range(MOST_LOSSES + 1):
             core = self.core
             try:
-                async with self.use(work) as sandbox:
-                    return await operation(sandbox)
+                return await self.use(work, operation)
             except SandboxLost as error:
                 if attempt == MOST_LOSSES or error.sandbox_id not in (None, core.sandbox.sandbox_id):
                     raise
@@ -200,8 +198,7 @@ class LeasedSandbox:
         return self._lease.core.sandbox.browser_url(port)
 
     async def url(self, port: int) -> str:
-        async with self._lease.use(0.0) as sandbox:
-            return await sandbox.url(port)
+        return await self._lease.use(0.0, lambda sandbox: sandbox.url(port))
 
     async def run_code(
         self,
@@ -301,8 +298,7 @@ class LeasedSandbox:
         return await self._lease.core.sandbox.is_running()
 
     async def http_status(self, port: int, path: str = "/", *, timeout: float = 10.0) -> int | None:
-        async with self._lease.use(timeout) as sandbox:
-            return await sandbox.http_status(port, path, timeout=timeout)
+        return await self._lease.use(timeout, lambda sandbox: sandbox.http_status(port, path, timeout=timeout))
 
     async def pause(self) -> None:
         self._lease.check()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from time import monotonic
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
@@ -151,7 +152,7 @@ class AsyncSession:
         if context is not None:
             text("context", context)
         self._lease.check_usable()
-        tell, started_at = self._lease.core.tell, anyio.current_time()
+        tell, started_at = self._lease.core.tell, monotonic()
         tell("code.started", language=language)
         error: str | None = None
         try:
@@ -172,7 +173,7 @@ class AsyncSession:
             error = name_of(failure)
             raise
         finally:
-            tell("code.finished", duration=anyio.current_time() - started_at, error=error)
+            tell("code.finished", duration=monotonic() - started_at, error=error)
 
     @overload
     async def run_command(
@@ -246,7 +247,7 @@ class AsyncSession:
                 option="timeout",
             )
         self._lease.check_usable()
-        tell, started_at = self._lease.core.tell, anyio.current_time()
+        tell, started_at = self._lease.core.tell, monotonic()
         tell("command.started", background=background)
         if background:
             command = await self._sandbox.start_command(
@@ -271,7 +272,7 @@ class AsyncSession:
             error = name_of(failure)
             raise
         finally:
-            tell("command.finished", duration=anyio.current_time() - started_at, exit_code=exit_code, error=error)
+            tell("command.finished", duration=monotonic() - started_at, exit_code=exit_code, error=error)
 
     async def run(
         self, fragment: Fragment, *, on_event: EventHandler | None = None, allow_install_command: bool = False
