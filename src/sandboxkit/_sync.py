@@ -29,6 +29,7 @@ from sandboxkit._types import (
     NetworkPolicy,
     OnLoss,
     SessionRef,
+    Source,
     TimeoutPolicy,
 )
 from sandboxkit.errors import SafeFSError
@@ -554,6 +555,13 @@ class Session:
         if self._twin is None:
             self._twin = _sync_twin(raw)
         return self._twin
+
+    @property
+    def source(self) -> Source:
+        """Where this hold got its sandbox: `"reused"`, the session's own from before; `"warm"`, from the stock;
+        `"created"`, made for it; `"attached"`. As in the event `session.opened`; after a loss, the new one's.
+        """
+        return self._async.source
 
     @property
     def losses(self) -> tuple[Loss, ...]:

@@ -10,11 +10,9 @@ from typing import Any, Literal, Self, overload
 
 import anyio
 
-from sandboxkit._confine import shown
-from sandboxkit._types import CommandResult, Execution, FileNode, Loss, SessionRef
+from sandboxkit._types import CommandResult, Execution, FileNode, Loss, SessionRef, Source
 from sandboxkit.errors import (
     ProviderUnavailable,
-    SafeFSError,
     SandboxLost,
     SessionBusy,
     UnsupportedOption,
@@ -22,6 +20,7 @@ from sandboxkit.errors import (
 from sandboxkit.events import Event, EventHandler, listener, name_of
 from sandboxkit.fragment import Fragment, FragmentResult
 from sandboxkit.pool._command import AsyncCommandHandle, command_line
+from sandboxkit.pool._files import files_of
 from sandboxkit.pool._fragments import bench
 from sandboxkit.pool._lease import Lease, LeasedSandbox
 from sandboxkit.pool._options import a_port, callback, code_text, count, environment, pairs, seconds, text
@@ -49,7 +48,7 @@ class AsyncSession:
     def __init__(self, lease: Lease) -> None:
         self._lease = lease
         self._sandbox = LeasedSandbox(lease)
-        self._files = AsyncSafeFS(self._sandbox, on_refused=self._tell_refused)
+        self._files: AsyncSafeFS | None = None
 
     # -- what is known without a request ---------------------------------------------------------------------------
 
@@ -75,6 +74,12 @@ class AsyncSession:
         return self._sandbox.raw
 
     @property
+    def source(self) -> Source:
+        """Where this hold got its sandbox: `"reused"`, the session's own from before; `"warm"`, from the stock;
+        `"created"`, made for it; `"attached"`. As in the event `session.opened`; after a loss, the new one's."""
+        return self._lease.source
+
+    @property
     def losses(self) -> tuple[Loss, ...]:
         """What this hold lost when sandboxes vanished under it, oldest first; empty with `on_loss="fail"`."""
         return self._lease.losses
@@ -82,6 +87,8 @@ class AsyncSession:
     @property
     def files(self) -> AsyncSafeFS:
         """The files beneath `/home/user`, at the level `enforced`."""
+        if self._files is None:
+            self._files = files_of(self._lease, self._sandbox)
         return self._files
 
     async def url(self, port: int) -> str:
@@ -321,7 +328,7 @@ class AsyncSession:
         Raises:
             SafeFSError: they cannot be listed.
         """
-        return await self._files.tree()
+        return await self.files.tree()
 
     async def interrupt(self) -> bool:
         """Interrupt the code that runs in this process's sessions of the sandbox; variables and files stay.
@@ -429,16 +436,12 @@ class AsyncSession:
         state = core.gone or ("closed" if self._lease.is_released else "open")
         return f"<{type(self).__name__} key={core.key!r} sandbox={self.sandbox_id} template={self.template} {state}>"
 
-    def _tell_refused(self, error: SafeFSError) -> None:
-        facts = {"level": self._files.level, "root_adversary": self._files.root_adversary}
-        self._lease.core.tell("path.refused", path=shown(error.path), code=error.code, **facts)
-
     def _bench(self, fragment: Fragment, on_event: EventHandler | None, allowed: bool) -> Bench:
         return bench(
             self._lease,
             fragment,
             sandbox=self._sandbox,
-            files=self._files,
+            files=self.files,
             on_event=on_event,
             allow_install_command=allowed,
         )
