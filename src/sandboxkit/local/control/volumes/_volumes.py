@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sandboxkit.local._log import log
+from sandboxkit.local.agent import _removal
 from sandboxkit.local.control.volumes._rules import NAME, Mounted, Wish, full, in_use, no_such_volume
-from sandboxkit.local.images._cache import remove_tree
 from sandboxkit.local.images._disk import TooDeep, written_below
 from sandboxkit.local.isolation._base import Layer
 
@@ -28,6 +28,7 @@ LONGEST_RECORD = 64 * 1024
 LEAST_FREE = 512 * 1024 * 1024
 """Bytes of the disk that are left to others."""
 MOST_ENTRIES = 1_000_000
+REMOVALS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ class Volumes:
                 if not place.name.startswith("."):
                     log(logging.ERROR, "volume.damaged", volume=place.name[:64], error=str(error))
                     continue  # what lies in it may be somebody's only copy
-                remove_tree(place)
+                _remove(place)
                 continue
             self._by_id[place.name] = Volume(volume_id=place.name, name=name, token=self._new_token())
 
@@ -128,7 +129,7 @@ class Volumes:
         del self._by_id[volume.volume_id]
         gone = self._root / f".{volume.volume_id}"
         os.rename(self._root / volume.volume_id, gone)
-        await asyncio.shield(asyncio.to_thread(remove_tree, gone))
+        await asyncio.shield(asyncio.to_thread(_remove, gone))
         log(logging.INFO, "volume.destroyed", volume=volume.volume_id)
 
     def _left(self, volume: Volume) -> int:
@@ -154,8 +155,26 @@ class Volumes:
             (place / RECORD).write_text(json.dumps({"name": volume.name}))
             os.rename(place, self._root / volume.volume_id)
         except BaseException:
-            remove_tree(place)
+            _remove(place)
             raise
+
+
+def _remove(place: Path) -> None:
+    """Remove a volume with all that is in it, while sandboxes are at work there: through open directories, so that what
+    they exchange for a link meanwhile leads nowhere. What they do not let go of is removed by the next start."""
+    above = os.open(place.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for attempt in range(REMOVALS):
+            try:
+                for _ in _removal.remove(os.fsencode(place.name), above):
+                    pass
+            except OSError as error:
+                if attempt == REMOVALS - 1:
+                    log(logging.ERROR, "volume.left", volume=place.name[:64], error=str(error))
+            else:
+                return
+    finally:
+        os.close(above)
 
 
 def _read(place: Path) -> str:
