@@ -261,36 +261,62 @@ def test_mounts_that_are_refused(mounts: object) -> None:
         _rules.read_mounts(mounts)
 
 
-def test_a_volume_that_fills_ends_its_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever has it; others live on."""
+def fill_by_name(data: Path) -> int | None:
+    (data / "file").write_bytes(b"x" * (2 * MIB))
+    return None
+
+
+def fill_without_name(data: Path) -> int | None:
+    (data / "file").touch()
+    held = os.open(data / "file", os.O_WRONLY)
+    (data / "file").unlink()
+    os.write(held, b"x" * (2 * MIB))
+    return held
+
+
+@pytest.mark.parametrize("destroyed", [False, True])
+@pytest.mark.parametrize("fill", [fill_by_name, fill_without_name])
+def test_a_volume_that_fills_ends_its_sandbox(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fill: Callable[[Path], int | None], destroyed: bool
+) -> None:
+    """Whoever has it, also after it was destroyed; others live on."""
     from types import SimpleNamespace
 
     from sandboxkit.local.control.volumes import _watch
 
     monkeypatch.setattr(_watch, "LOOK_EVERY", 0.01)
+    # What is full is still there after it was destroyed: somebody holds on to it.
+    monkeypatch.setattr(_volumes, "_remove", lambda place: None)
     ours = volumes(tmp_path / "v")
     ended: list[tuple[str, str]] = []
-    told = asyncio.Event
-
-    def sandbox(sandbox_id: str, mounted: object) -> SimpleNamespace:
-        return SimpleNamespace(sandbox_id=sandbox_id, wanted=SimpleNamespace(volumes=mounted))
 
     async def run() -> None:
-        full, other = await ours.create("full"), await ours.create("other")
-        mounted: Callable[[str], object] = lambda name: ours.wanted([_rules.Wish(name, "/x")])  # noqa: E731
-        done = told()
+        await ours.create("full")
+        await ours.create("other")
+        mounted = {name: ours.wanted([_rules.Wish(name, "/x")]) for name in ("full", "other")}
+        users = {"a": mounted["full"], "b": mounted["other"], "c": ()}
+        done = asyncio.Event()
         house = SimpleNamespace(
             page=lambda query: SimpleNamespace(
-                sandboxes=[sandbox("a", mounted("full")), sandbox("b", mounted("other")), sandbox("c", ())]
+                sandboxes=[
+                    SimpleNamespace(sandbox_id=one, wanted=SimpleNamespace(volumes=volumes_of))
+                    for one, volumes_of in users.items()
+                ]
             ),
+            # This process is in a box of its own, as it were.
+            live=lambda one: SimpleNamespace(box=SimpleNamespace(init_pid=os.getpid() if one == "a" else 0)),
             lost=lambda sandbox_id, reason: (ended.append((sandbox_id, reason)), done.set()),
         )
-        (ours.data(full) / "file").write_bytes(b"x" * (2 * MIB))
-        assert other.name == "other"
+        full = next(one for one in ours.all() if one.name == "full")
+        held = fill(ours.data(full))
+        if destroyed:
+            await ours.destroy(full.volume_id)
         watching = asyncio.create_task(_watch.watch(ours, house, most_sandboxes=9))  # type: ignore[arg-type]
         async with asyncio.timeout(30):
             await done.wait()
         watching.cancel()
+        if held is not None:
+            os.close(held)
 
     asyncio.run(run())
     assert set(ended) == {("a", "a volume is full")}

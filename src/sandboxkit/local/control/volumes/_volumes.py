@@ -10,6 +10,7 @@ What lies in `data` was written by sandboxes and is hostile; it is touched here 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -96,10 +97,23 @@ class Volumes:
 
     async def room(self, volume: Volume) -> int:
         """Bytes that may still be written to one. Refused: 507 where there are none."""
-        left = await asyncio.to_thread(self._left, volume)
+        left = await asyncio.to_thread(self._left, volume.volume_id)
         if left <= 0:
             raise full(volume.name, self.most)
         return left
+
+    def is_overfull(self, volume_id: str, *, nameless: int) -> bool:
+        """Whether more is written to one than it may hold; also to one that was destroyed, for who has it may go on.
+        Blocks.
+
+        Args:
+            nameless: bytes in files that have no name there.
+        """
+        return self._left(volume_id) <= nameless
+
+    def device(self) -> int:
+        """The file system that they lie on."""
+        return os.stat(self._root).st_dev
 
     @staticmethod
     def _named(by_name: Mapping[str, Volume], name: str) -> Volume:
@@ -132,18 +146,19 @@ class Volumes:
         await asyncio.shield(asyncio.to_thread(_remove, gone))
         log(logging.INFO, "volume.destroyed", volume=volume.volume_id)
 
-    def _left(self, volume: Volume) -> int:
+    def _left(self, volume_id: str) -> int:
         """Bytes that may still be written; what cannot be measured has no room."""
-        data = self.data(volume)
+        written = 0
         try:
-            space = os.statvfs(data)
-            written, entries = written_below(data, most_entries=MOST_ENTRIES)
-        except FileNotFoundError:
-            return 1  # destroyed meanwhile
+            space = os.statvfs(self._root)
+            for name in (volume_id, f".{volume_id}"):
+                with contextlib.suppress(FileNotFoundError):
+                    size, entries = written_below(self._root / name / "data", most_entries=MOST_ENTRIES)
+                    written += size
+                    if entries > MOST_ENTRIES:
+                        return 0
         except (OSError, TooDeep) as error:
-            log(logging.WARNING, "volume.unmeasured", volume=volume.volume_id, error=type(error).__name__)
-            return 0
-        if entries > MOST_ENTRIES:
+            log(logging.WARNING, "volume.unmeasured", volume=volume_id, error=type(error).__name__)
             return 0
         return min(self.most - written, space.f_bavail * space.f_frsize - LEAST_FREE)
 
