@@ -163,6 +163,25 @@ def test_a_rename_leads_to_any_place_that_can_be_written(colour: Any, box: Any, 
     assert colour.do(box.files.exists(f"{other}/taken")) is False
 
 
+def test_a_files_mode_keeps_nobody_out(colour: Any, box: Any, folder: str) -> None:
+    """The file API is root's at E2B: it reads and writes what programs may not, and leaves the mode as it is.
+
+    That of a directory on the way still counts here."""
+    path = f"{folder}/closed"
+    colour.do(box.files.write(path, "old"))
+    colour.do(box.commands.run(f"chmod 000 {path}"))
+    assert colour.do(box.files.read(path)) == "old"
+    colour.do(box.commands.run(f"chmod 400 {path}"))
+    written = colour.do(box.files.write(path, "new", metadata={"stage": "two"}))
+    assert (written.path, written.metadata) == (path, {"stage": "two"})
+    assert colour.do(box.files.read(path)) == "new"
+    info = colour.do(box.files.get_info(path))
+    assert (info.permissions, info.size, info.metadata) == ("-r--------", 3, {"stage": "two"})
+    colour.do(box.commands.run(f"mkdir {folder}/shut; cp {path} {folder}/shut/f; chmod 000 {folder}/shut"))
+    with pytest.raises(SandboxException, match="403"):
+        colour.do(box.files.read(f"{folder}/shut/f"))
+
+
 def test_what_is_missing_or_no_file(colour: Any, box: Any, folder: str) -> None:
     """A missing file is FileNotFoundException; a directory or a FIFO is an invalid argument, at once."""
     with pytest.raises(FileNotFoundException, match=f"path '{folder}/none' does not exist"):
