@@ -284,12 +284,13 @@ def test_a_failed_step_is_named_and_not_done_again(world: World, folder: Path) -
     assert world.run(name, "cat copy") != before
 
 
-def test_what_a_start_that_fails_is_told(world: World, folder: Path) -> None:
-    """An app that ends before it is ready fails the build, with its status."""
+@pytest.mark.parametrize("ready", ["false", "sleep 2"])
+def test_what_a_start_that_fails_is_told(world: World, folder: Path, ready: str) -> None:
+    """An app that ends before it is ready fails the build, with its status; waiting alone makes nothing ready."""
     from e2b import BuildException
 
     with pytest.raises(BuildException, match="status 3 before the ready command"):
-        world.build(begun(folder).set_start_cmd("echo no; exit 3", "false"), "never")
+        world.build(begun(folder).set_start_cmd("echo no; exit 3", ready), "never")
 
 
 def test_tags_and_names(world: World, folder: Path) -> None:

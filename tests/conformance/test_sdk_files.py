@@ -136,7 +136,7 @@ def test_a_rename_leads_to_any_place_that_can_be_written(colour: Any, box: Any, 
     """Files, links and trees move between home and /tmp with all they are, over what is there; else they stay whole."""
     other = f"/tmp/{folder.rsplit('/', 1)[1]}-{colour.name}"
     colour.do(box.files.write(f"{folder}/tree/a/f", "content", metadata={"stage": "one"}))
-    script = "chmod 640 a/f; chmod 500 a; ln -s a/f link; mkfifo pipe; truncate -s 2G holes; touch -d @1000 a/f holes"
+    script = "chmod 640 a/f; chmod 500 a; ln -s a/f link; mkfifo pipe; truncate -s 64M holes; touch -d @1000 a/f holes"
     colour.do(box.commands.run(script, cwd=f"{folder}/tree"))
     described = "stat -c '%n %A %s %Y' a a/f holes pipe; readlink link; du -k holes"
     before = colour.do(box.commands.run(described, cwd=f"{folder}/tree")).stdout
@@ -161,6 +161,25 @@ def test_a_rename_leads_to_any_place_that_can_be_written(colour: Any, box: Any, 
             colour.do(box.files.rename(fixed, f"{other}/taken"))
     assert colour.do(box.files.exists(folder)) is True
     assert colour.do(box.files.exists(f"{other}/taken")) is False
+
+
+def test_a_files_mode_keeps_nobody_out(colour: Any, box: Any, folder: str) -> None:
+    """The file API is root's at E2B: it reads and writes what programs may not, and leaves the mode as it is.
+
+    That of a directory on the way still counts here."""
+    path = f"{folder}/closed"
+    colour.do(box.files.write(path, "old"))
+    colour.do(box.commands.run(f"chmod 000 {path}"))
+    assert colour.do(box.files.read(path)) == "old"
+    colour.do(box.commands.run(f"chmod 400 {path}"))
+    written = colour.do(box.files.write(path, "new", metadata={"stage": "two"}))
+    assert (written.path, written.metadata) == (path, {"stage": "two"})
+    assert colour.do(box.files.read(path)) == "new"
+    info = colour.do(box.files.get_info(path))
+    assert (info.permissions, info.size, info.metadata) == ("-r--------", 3, {"stage": "two"})
+    colour.do(box.commands.run(f"mkdir {folder}/shut; cp {path} {folder}/shut/f; chmod 000 {folder}/shut"))
+    with pytest.raises(SandboxException, match="403"):
+        colour.do(box.files.read(f"{folder}/shut/f"))
 
 
 def test_what_is_missing_or_no_file(colour: Any, box: Any, folder: str) -> None:

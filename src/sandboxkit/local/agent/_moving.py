@@ -31,6 +31,8 @@ def move(source: bytes, target: bytes) -> Pauses:
     try:
         yield from _copy(source, part)
         os.rename(part, target)
+    except OSError as error:  # it may name the copy, which nobody knows of
+        raise OSError(error.errno, os.strerror(error.errno or errno.EIO), source) from None
     finally:
         for _ in _removal.remove(part, None):
             pass

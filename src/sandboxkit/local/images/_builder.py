@@ -270,13 +270,14 @@ async def _until_ready(run: _Run, box: StepBox, starting: asyncio.Task[int]) -> 
     started = time.monotonic()
     envs = environment({}, definition.envs)
     while time.monotonic() < started + READY_WITHIN:
-        if starting.done() and starting.result() != 0:
+        is_ready = await box.run(definition.ready, envs, definition.workdir, within=60, quiet=True) == 0
+        if starting.done() and starting.result() != 0:  # also while a ready command that only waits has waited
             raise BuildFailed(
                 f"The start command ended with status {starting.result()} before the ready command succeeded; the log "
                 "has its last lines.",
                 step="finalize",
             )
-        if await box.run(definition.ready, envs, definition.workdir, within=60, quiet=True) == 0:
+        if is_ready:
             run.tell(f"It is ready after {time.monotonic() - started:.1f} s.", "info", "finalize")
             return
         await asyncio.sleep(READY_POLL)

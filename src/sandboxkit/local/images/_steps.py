@@ -80,13 +80,14 @@ class BadDefinition(Exception):
     Attributes:
         step: which step, from 1; 0 is the base, None what concerns the whole.
         option: the name of what is not supported; empty where something is malformed.
+        fails: E2B has it no more than this engine: the build is taken, and fails at this step.
     """
 
-    def __init__(self, message: str, *, step: int | None = None, option: str = "") -> None:
+    def __init__(self, message: str, *, step: int | None = None, option: str = "", fails: bool = False) -> None:
         super().__init__(message)
         self.message = message
         self.step = step
-        self.option = option
+        self.option, self.fails = option, fails
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,8 +214,7 @@ def base_of(body: Mapping[str, Any], *, python: str) -> Base:
         raise BadDefinition("Exactly one of fromImage and fromTemplate is needed.", step=0)
     if body.get("fromImageRegistry"):
         raise BadDefinition(
-            "Images are not fetched from a registry here: the bases are python:3.N, node:N and templates of this "
-            "engine.",
+            "Images are not fetched here: the bases are python:3.N, node:N and templates of this engine.",
             step=0,
             option="fromImageRegistry",
         )
@@ -289,9 +289,8 @@ class _Reader:
                     step=number,
                     option=program,
                 )
-        self._add(
-            number, f"RUN {words[0]}", force, command=command, packages=packages, root=is_root or "sudo " in words[0]
-        )
+        is_root = is_root or "sudo " in words[0]
+        self._add(number, f"RUN {words[0]}", force, command=command, packages=packages, root=is_root)
 
     def _copy(self, number: int, words: Sequence[str], files: str, force: bool) -> None:
         source, target, owner, mode = (*words, "", "", "", "")[:4]
@@ -341,6 +340,7 @@ class _Reader:
                 "ask for root run as that one, too.",
                 step=number,
                 option=f"user {name[:64]!r}",
+                fails=bool(re.search(r"[^\w.-]", name)),
             )
         return name in ("root", "0")
 

@@ -1,4 +1,4 @@
-"""Dockerfiles through the SDK's parser, built and run by the real engine."""
+"""Templates that the SDK defines, built by the real engine: Dockerfiles, and apps that answer the first request."""
 
 from __future__ import annotations
 
@@ -38,3 +38,15 @@ def test_a_dockerfile_is_a_definition(sdk: dict[str, str], name: str, tmp_path: 
     with e2b.Sandbox.create(name, timeout=60, **sdk) as sandbox:
         out = sandbox.commands.run("pwd; cat begun /app/app.txt /app/made; echo $VERSION").stdout
     assert out.split("\n") == ["/home/user", "/", "user", "copied", "hi you", "1.2", ""]
+
+
+@pytest.mark.full
+def test_an_app_answers_the_first_request(sdk: dict[str, str], name: str) -> None:
+    """A request under a new sandbox's name waits for its app, as slow as that is; other ports are closed after that."""
+    start = "sleep 2; exec python3 -m http.server 8123"
+    template = e2b.Template().from_base_image().set_start_cmd(start, e2b.wait_for_port(8123))
+    e2b.Template.build(template, name, **sdk)
+    with e2b.Sandbox.create(name, timeout=60, **sdk) as sandbox, httpx.Client(base_url=sdk["api_url"]) as client:
+        for port, status in ((8123, 200), (8124, 502)):
+            answer = client.get("/", headers={"host": sandbox.get_host(port)}, timeout=20)
+            assert answer.status_code == status
