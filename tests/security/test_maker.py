@@ -165,3 +165,26 @@ def test_a_box_that_cannot_be_made(box_runner: Any) -> None:
     assert "/mnt/missing" in said
     assert other == "fine\n"
     assert left == ["well"]
+
+
+async def fail_early(isolation: Any) -> list[str]:
+    """What is said of boxes that cannot be made: from a word that nobody knows, for want of a kernel that refuses."""
+    from box_tools import small
+
+    from sandboxkit.errors import EngineUnavailable
+    from sandboxkit.local.isolation import _argv
+
+    await (await isolation.create(small("one"))).kill()
+    words = _argv.file_system
+    _argv.file_system = lambda plan: ["--nothing", *words(plan)]
+    said = []
+    for number in range(20):
+        with pytest.raises(EngineUnavailable) as error:
+            await isolation.create(small(f"not-{number}"))
+        said.append(str(error.value))
+    return said
+
+
+def test_why_a_box_cannot_be_made_is_told(box_runner: Any) -> None:
+    """However soon its first process has ended."""
+    assert set(box_runner(fail_early, zygote="only")) == {"A sandbox did not start: --nothing is not known here."}
