@@ -73,6 +73,29 @@ def test_the_same_as_bubblewraps(box_runner: Any, ordinary: bool) -> None:
     assert ours["own namespaces"] == ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"]
 
 
+async def look_at_parents(isolation: Any) -> str:
+    """What the directories are like that are made for a volume to lie in."""
+    import dataclasses
+
+    from box_tools import run, small
+
+    from sandboxkit.local.isolation import Layer
+
+    volume = isolation._namespace.state_dir / "volume"
+    volume.mkdir(mode=0o755)
+    spec = dataclasses.replace(small("one"), volumes=(Layer(source=str(volume), target="/var/lib/volume"),))
+    said = await run(await isolation.create(spec), ["stat", "-c", "%n %a %U", "/var", "/var/lib", "/var/lib/volume"])
+    return said.output
+
+
+@pytest.mark.parametrize("zygote", ["off", "only"])
+def test_parents_of_a_volume_belong_to_nobody_else(box_runner: Any, zygote: str) -> None:
+    """Whoever has made them. bubblewrap closes them to others altogether, of whom there are none."""
+    told = box_runner(look_at_parents, zygote=zygote).splitlines()
+    assert [line.split()[2] for line in told] == ["user"] * 3
+    assert [int(line.split()[1], 8) & 0o022 for line in told] == [0] * 3
+
+
 ORPHANS = r"""
 import os, time
 for _ in range(50):
