@@ -99,6 +99,18 @@ def test_info(colour: Any, box: Any, folder: str) -> None:
     assert listed == {"f", "link"}, "the SDK leaves out what has no type"
 
 
+def test_a_time_as_far_away_as_the_kernel_lets_it(colour: Any, box: Any, folder: str) -> None:
+    """Of a file is shown as the nearest that the wire can say; it cost the sandbox its life."""
+    colour.do(box.files.make_dir(folder))
+    colour.do(
+        box.commands.run(f"cd {folder} && touch -d @9223372036854775807 far && touch -d @-9223372036854775808 past")
+    )
+    shown = {one.name: one.modified_time.year for one in colour.do(box.files.list(folder))}
+    assert shown == {"far": 9999, "past": 1}
+    assert colour.do(box.files.get_info(f"{folder}/far")).modified_time.year == 9999
+    assert colour.do(box.files.read(f"{folder}/far")) == ""
+
+
 def test_list_to_a_depth(colour: Any, box: Any, folder: str) -> None:
     """Depth 1 is the default; deeper listings hold everything below, with absolute paths."""
     colour.do(box.commands.run("mkdir -p a/b/c && touch a/1 a/b/2 a/b/c/3", cwd=folder))
