@@ -134,7 +134,7 @@ def _start(
 ) -> int:
     verdict, report = os.pipe()
     forks_kernel = rules.can_fork_kernels and argv == KERNEL and 3 in fds and not _differs_at_start(envs)
-    pid = os.fork() if forks_kernel else rules.fork()
+    pid = rules.fork()
     if pid == 0:
         path = cwd
         try:

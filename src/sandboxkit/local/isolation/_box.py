@@ -205,8 +205,7 @@ class BubblewrapBox:
     async def _have_made(self, warden: Warden, plan: _argv.Plan, seccomp: bytes, errors: int) -> None:
         """Ask a warden for the box. The other end of `errors`, which is the callee's, is at its end once the box is
         complete, or says why not."""
-        input_read, input_write = os.pipe2(os.O_CLOEXEC)
-        given = [errors, memory_file(seccomp), input_read, input_write]
+        given = [errors, memory_file(seccomp)]
         if has_tree := self.files.descriptor >= 0:
             given.append(os.dup(self.files.descriptor))
         try:
