@@ -93,7 +93,6 @@ def become(box: Box, groups: Sequence[int], outside: tuple[int, int]) -> None:
     # After that: the groups are the root of what its processes see of control groups.
     _must(_libc.unshare(CLONE_NEWCGROUP), "a cgroup namespace")
     oneself = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    nested = os.open("/proc/sys/user/max_user_namespaces", os.O_WRONLY | os.O_CLOEXEC)
     _map(oneself, (0, 0), outside)
     os.umask(0)
     mount(None, "/", None, MS_REC | MS_PRIVATE)
@@ -105,6 +104,8 @@ def become(box: Box, groups: Sequence[int], outside: tuple[int, int]) -> None:
         call = (_MOVE_MOUNT, box.tree, b"", AT_FDCWD, os.fsencode(box.stage), MOVE_MOUNT_F_EMPTY_PATH)
         _must(_libc.syscall(*call), "mounting its file system")
     _build(iter(box.words))
+    # By the box's own /proc: the warden's has one such file for each box, of one name, and looks through all of them.
+    nested = os.open(f"{NEW}/proc/sys/user/max_user_namespaces", os.O_WRONLY | os.O_CLOEXEC)
     os.chdir(NEW)
     _must(_libc.syscall(_pivot_root, b".", b"."), "pivot_root")
     _must(_libc.umount2(b".", MNT_DETACH), "unmounting the old root")
