@@ -103,9 +103,7 @@ def become(box: Box, groups: Sequence[int], outside: tuple[int, int]) -> None:
         os.mkdir(box.stage, 0o755)
         call = (_MOVE_MOUNT, box.tree, b"", AT_FDCWD, os.fsencode(box.stage), MOVE_MOUNT_F_EMPTY_PATH)
         _must(_libc.syscall(*call), "mounting its file system")
-    _build(iter(box.words))
-    # By the box's own /proc: the warden's has one such file for each box, of one name, and looks through all of them.
-    nested = os.open(f"{NEW}/proc/sys/user/max_user_namespaces", os.O_WRONLY | os.O_CLOEXEC)
+    nested = _build(iter(box.words))
     os.chdir(NEW)
     _must(_libc.syscall(_pivot_root, b".", b"."), "pivot_root")
     _must(_libc.umount2(b".", MNT_DETACH), "unmounting the old root")
@@ -159,9 +157,11 @@ def _map(oneself: int, inside: tuple[int, int], outside: tuple[int, int]) -> Non
         os.close(fd)
 
 
-def _build(words: Iterator[str]) -> None:
-    """Carry out what bubblewrap's words say."""
+def _build(words: Iterator[str]) -> int:
+    """Carry out what bubblewrap's words say. Returns a descriptor by which further user namespaces are forbidden, of
+    the box's own /proc: the warden's has a file of this name for each box, and looks through all of them."""
     mode = 0o755
+    nested = -1
     for word in words:
         if word == "--perms":
             mode = int(next(words), 8)
@@ -177,6 +177,8 @@ def _build(words: Iterator[str]) -> None:
             target = NEW + next(words)
             os.mkdir(target, 0o755)
             mount("proc", target, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+            # Before its settings are made read-only.
+            nested = os.open(f"{target}/sys/user/max_user_namespaces", os.O_WRONLY | os.O_CLOEXEC)
         elif word == "--dev":
             _devices(NEW + next(words))
         elif word == "--remount-ro":
@@ -187,6 +189,7 @@ def _build(words: Iterator[str]) -> None:
         else:
             raise ValueError(f"{word} is not known here")
         mode = 0o755
+    return nested
 
 
 def _bind(source: str, target: str, read_only: int) -> None:
