@@ -89,3 +89,34 @@ def test_what_an_interpreter_writes_to(options: dict[str, Any], code: str) -> No
         used = kilobytes(kernel, "Private_Dirty")
     assert idle < whole * 0.1
     assert used - idle < whole * 0.14
+
+
+LOOK = """
+import linecache, os
+shell = get_ipython()
+shown = sorted((name, type(value).__name__) for name, value in globals().items())
+(shown, In, Out, [_, __, ___, _i, _ii], sorted(shell.user_ns_hidden), shell.execution_count,
+ shell.last_execution_result, shell.history_manager.dir_hist, sorted(linecache.cache), __name__, __doc__,
+ __spec__, os.getcwd())
+"""
+
+
+def test_a_used_shell_is_like_a_new_one(options: dict[str, Any]) -> None:
+    """Of the cells that were run before there were forks nothing shows: a forked interpreter is as one that a command
+    has started, which is what a variable makes of it that Python reads at its start only."""
+    with Sandbox.create(template=TEMPLATE, timeout=120, **options) as forked:
+        first = forked.run_code(LOOK)
+    with Sandbox.create(template=TEMPLATE, timeout=120, envs={"PYTHONDEVMODE": ""}, **options) as started:
+        second = started.run_code(LOOK)
+    assert first.text is not None
+    assert first.error is second.error is None
+    assert first.text == second.text
+
+
+def test_interpreters_of_one_agent_have_random_numbers_of_their_own(options: dict[str, Any]) -> None:
+    """Both are forks of it, and it has never drawn one."""
+    with Sandbox.create(template=TEMPLATE, timeout=120, **options) as sandbox:
+        code = "import random; random.random()"
+        contexts = [None, sandbox.create_code_context(), sandbox.create_code_context()]
+        drawn = [sandbox.run_code(code, context=one).text for one in contexts]
+    assert len(set(drawn)) == 3

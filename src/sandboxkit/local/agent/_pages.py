@@ -55,7 +55,8 @@ def gather(rehearse: Callable[[], None]) -> None:
         function.__code__ = function.__code__.replace()
     # Of where attributes were found, too, only what will be looked up again is to be kept: each that makes way for
     # another is written to.
-    sys._clear_type_cache()
+    clear = getattr(sys, "_clear_internal_caches", None) or sys._clear_type_cache  # the first from 3.13
+    clear()
 
 
 def fill_holes() -> None:

@@ -55,7 +55,7 @@ class Rules:
     can_fork_kernels = False
     """Whether this process has an interpreter loaded that was never used."""
     fork: Callable[[], int] = staticmethod(os.fork)
-    """How to fork for a program that is exec'd: without what Python does at forks, where that takes long."""
+    """How to fork: without what Python does at forks, where that takes long."""
 
     processes = 256
     open_files = 4096

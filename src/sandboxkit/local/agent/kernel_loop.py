@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _signal as signal  # type: ignore[import-not-found]  # (the plain one: `signal` makes enums of all numbers)
 import asyncio
+import contextlib
 import contextvars
 import faulthandler
 import io
@@ -19,7 +20,7 @@ import selectors
 import socket
 import sys
 import traceback
-from collections.abc import Coroutine, Generator
+from collections.abc import Coroutine, Generator, Iterator
 from types import FrameType
 from typing import Any
 
@@ -304,16 +305,26 @@ def _open_streams() -> None:
         setattr(sys, f"__{name}__", stream)
 
 
+@contextlib.contextmanager
+def no_new_sources() -> Iterator[None]:
+    """Forget the source of the cells that run in it."""
+    before = set(linecache.cache)
+    yield
+    for name in linecache.cache.keys() - before:
+        del linecache.cache[name]
+
+
 async def warm_up(shell: Shell) -> None:
     """Go once through all that a cell goes through, without a trace: the first one takes fifteen times as long as the
     next, and need not be the user's."""
     code = 'print(end="")'
-    await shell.run_cell_async(
-        code,
-        store_history=False,
-        silent=True,
-        transformed_cell=shell.transform_cell(code),  # type: ignore[no-untyped-call]
-    )
+    with no_new_sources():
+        await shell.run_cell_async(
+            code,
+            store_history=False,
+            silent=True,
+            transformed_cell=shell.transform_cell(code),  # type: ignore[no-untyped-call]
+        )
     shell.last_execution_result = None
 
 
@@ -339,20 +350,21 @@ def prepare() -> Shell:
 
 def rehearse(shell: Shell, times: int) -> None:
     """Serve some cells to nobody, and forget them; see `_pages`."""
-    names, sources = dict(shell.user_ns), set(linecache.cache)
+    names = dict(shell.user_ns)
     ours, theirs = (Wire(one.detach()) for one in socket.socketpair())
     for number, code in enumerate(REHEARSED * times):
         ours.send({"op": "execute", "cell": number}, json.dumps({"code": code, "envs": {}}).encode())
-    Kernel(theirs, shell).rehearse()
+    with no_new_sources():
+        Kernel(theirs, shell).rehearse()
     ours.forget()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     shell.sink = Nobody()
     shell.reset()  # type: ignore[no-untyped-call]
-    # It leaves out what a module has from its start.
+    # It forgets what a module has from its start, and not what was typed in last.
     shell.user_ns.clear()
     shell.user_ns.update(names)
-    for name in linecache.cache.keys() - sources:
-        del linecache.cache[name]
+    for name in ("_i", "_ii", "_iii", "_i00"):
+        setattr(shell.history_manager, name, "")
 
 
 def serve(descriptor: int, shell: Shell | None = None) -> None:
