@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from sandboxkit.errors import EngineUnavailable
+from sandboxkit.local import _descriptors
 from sandboxkit.local.agent import _codec as wire
 from sandboxkit.local.isolation._base import AgentError, BoxSpec
 from sandboxkit.local.isolation.bubblewrap._box import BubblewrapBox
@@ -130,3 +131,13 @@ def test_a_box_that_cannot_be_begun(tmp_path: Path, left: int) -> None:
         assert os.listdir("/proc/self/fd") == before
 
     asyncio.run(begin())
+
+
+def test_descriptors_are_counted_without_a_look_at_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand sandboxes have seven thousand descriptors: a list of them, at each create, took two milliseconds."""
+    if not os.stat("/proc/self/fd").st_size:
+        pytest.skip("Linux tells how many descriptors a process has since 6.2")
+    before = _descriptors.limit() - len(os.listdir("/proc/self/fd"))
+    monkeypatch.delattr(os, "listdir")
+    assert not _descriptors.are_short(before - 10)
+    assert _descriptors.are_short(before + 10)

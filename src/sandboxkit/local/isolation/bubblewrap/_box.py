@@ -212,7 +212,6 @@ class BubblewrapBox:
         given = [errors]
         try:
             given.append(memory_file(seccomp))
-            given += os.pipe2(os.O_CLOEXEC)
             if has_tree := self.files.descriptor >= 0:
                 given.append(os.dup(self.files.descriptor))
             if self._cgroup is not None:

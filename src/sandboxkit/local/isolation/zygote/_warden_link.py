@@ -82,8 +82,8 @@ class Warden:
 
         Args:
             words: what it sees, as `_argv.file_system` says it.
-            fds: where to say what goes wrong; its system-call filter; both ends of the pipe that its first program
-                waits at; its file system, if it has one of its own; the files by which one joins its control groups.
+            fds: where to say what goes wrong; its system-call filter; its file system, if it has one of its own; the
+                files by which one joins its control groups.
             has_tree: whether it has a file system of its own.
         """
         request: dict[str, object] = {"do": "box", "words": words, "argv": _argv.HOLDER, "uid": UID}
