@@ -118,7 +118,7 @@ def test_descriptors_that_cannot_be_kept(with_impostor: Any, count: int) -> None
     with_impostor(scenario)
 
 
-@pytest.mark.parametrize("left", range(5))
+@pytest.mark.parametrize("left", range(3))
 def test_a_box_that_cannot_be_begun(tmp_path: Path, left: int) -> None:
     """Wherever the descriptors run out, none is lost with it."""
 
