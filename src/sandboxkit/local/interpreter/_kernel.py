@@ -182,8 +182,8 @@ class Kernel:
         """Wait until something has come, and take all of it. Nothing is lost on cancellation.
 
         Args:
-            linger: where it is only output, wait this long for more of it, so that single prints don't become single
-                events.
+            linger: where it is only output and results, wait this long for more, so that single prints don't become
+                single events, nor the end of a quick cell one of its own.
             timeout: give up after this long, with an empty list.
         """
         try:
@@ -352,8 +352,9 @@ class Kernel:
         if self._listening:
             self._items.append(item)
             self._some.set()
-            # That a cell has begun can wait for the first of its output, or a quick print would come in two pieces.
-            if self._waiting >= CHUNK or not isinstance(item, Printed | Began):
+            # That a cell has begun can wait for the first of its output, and a result for the end, which mostly follows
+            # at once: each piece costs its reader a turn, so that a quick cell is to come in one.
+            if self._waiting >= CHUNK or not isinstance(item, Printed | Began | Shown):
                 self._urgent.set()
         if self._waiting >= WAITING:
             self._pause()
