@@ -30,6 +30,7 @@ def test_a_dockerfile_is_a_definition(sdk: dict[str, str], name: str, tmp_path: 
         ENV GREETING="hi you" VERSION=$VERSION
         RUN pwd > /home/user/begun && whoami >> /home/user/begun
         COPY app.txt /app/
+        RUN mkdir /home/user/brought && cp /app/app.txt /home/user/brought
         RUN cat /app/app.txt \
             && echo $GREETING > /app/made
         """
@@ -37,6 +38,8 @@ def test_a_dockerfile_is_a_definition(sdk: dict[str, str], name: str, tmp_path: 
     e2b.Template.build(template, name, **sdk)
     with e2b.Sandbox.create(name, timeout=60, **sdk) as sandbox:
         out = sandbox.commands.run("pwd; cat begun /app/app.txt /app/made; echo $VERSION").stdout
+        sandbox.files.rename("brought", "renamed")  # which the kernel does not, in an overlay
+        assert [entry.path for entry in sandbox.files.list("renamed")] == ["/home/user/renamed/app.txt"]
     assert out.split("\n") == ["/home/user", "/", "user", "copied", "hi you", "1.2", ""]
 
 
