@@ -9,6 +9,7 @@ from pathlib import Path
 import e2b
 import httpx
 import pytest
+from e2b_code_interpreter import Sandbox as CodeInterpreter
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -41,6 +42,17 @@ def test_a_dockerfile_is_a_definition(sdk: dict[str, str], name: str, tmp_path: 
         sandbox.files.rename("brought", "renamed")  # which the kernel does not, in an overlay
         assert [entry.path for entry in sandbox.files.list("renamed")] == ["/home/user/renamed/app.txt"]
     assert out.split("\n") == ["/home/user", "/", "user", "copied", "hi you", "1.2", ""]
+
+
+def test_a_working_directory_is_there(sdk: dict[str, str], name: str) -> None:
+    """WORKDIR makes it, also where no step runs in it; where it cannot be made, that step fails."""
+    template = e2b.Template().from_base_image().run_cmd("echo 1 > file")
+    with pytest.raises(e2b.BuildException, match="/home/user/file/in could not be made"):
+        e2b.Template.build(template.set_workdir("/home/user/file/in"), name, **sdk)
+    e2b.Template.build(e2b.Template().from_template("code-interpreter-v1").set_workdir("/home/user/a/b"), name, **sdk)
+    with CodeInterpreter.create(name, timeout=60, **sdk) as sandbox:
+        assert sandbox.commands.run("pwd").stdout == "/home/user/a/b\n"
+        assert sandbox.run_code("1 + 1").text == "2"
 
 
 @pytest.mark.full
