@@ -9,6 +9,7 @@ from pathlib import Path
 import e2b
 import httpx
 import pytest
+from e2b_code_interpreter import Sandbox as CodeInterpreter
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -27,17 +28,40 @@ def test_a_dockerfile_is_a_definition(sdk: dict[str, str], name: str, tmp_path: 
     dockerfile = r"""
         FROM python:3.11
         ARG VERSION=1.2
-        ENV GREETING="hi you" VERSION=$VERSION
+        ENV GREETING="hi you" VERSION=$VERSION PATH=/app/bin:$PATH
         RUN pwd > /home/user/begun && whoami >> /home/user/begun
         COPY app.txt /app/
+        RUN mkdir /home/user/brought && cp /app/app.txt /home/user/brought
         RUN cat /app/app.txt \
-            && echo $GREETING > /app/made
+            && echo $GREETING > /app/made && mkdir /app/bin && ln -s /bin/echo /app/bin/say
         """
     template = e2b.Template(file_context_path=str(tmp_path)).from_dockerfile(dockerfile.replace("\n        ", "\n"))
     e2b.Template.build(template, name, **sdk)
     with e2b.Sandbox.create(name, timeout=60, **sdk) as sandbox:
-        out = sandbox.commands.run("pwd; cat begun /app/app.txt /app/made; echo $VERSION").stdout
-    assert out.split("\n") == ["/home/user", "/", "user", "copied", "hi you", "1.2", ""]
+        out = sandbox.commands.run("pwd; cat begun /app/app.txt /app/made; say $VERSION; type -P python3").stdout
+        sandbox.files.rename("brought", "renamed")  # which the kernel does not, in an overlay
+        assert [entry.path for entry in sandbox.files.list("renamed")] == ["/home/user/renamed/app.txt"]
+    assert out.split("\n") == [
+        "/home/user",
+        "/",
+        "user",
+        "copied",
+        "hi you",
+        "1.2",
+        "/opt/sandboxkit/env/bin/python3",
+        "",
+    ]
+
+
+def test_a_working_directory_is_there(sdk: dict[str, str], name: str) -> None:
+    """WORKDIR makes it, also where no step runs in it; where it cannot be made, that step fails."""
+    template = e2b.Template().from_base_image().run_cmd("echo 1 > file")
+    with pytest.raises(e2b.BuildException, match="/home/user/file/in could not be made"):
+        e2b.Template.build(template.set_workdir("/home/user/file/in"), name, **sdk)
+    e2b.Template.build(e2b.Template().from_template("code-interpreter-v1").set_workdir("/home/user/a/b"), name, **sdk)
+    with CodeInterpreter.create(name, timeout=60, **sdk) as sandbox:
+        assert sandbox.commands.run("pwd").stdout == "/home/user/a/b\n"
+        assert sandbox.run_code("1 + 1").text == "2"
 
 
 @pytest.mark.full

@@ -94,6 +94,16 @@ def test_places(tmp_path: Path, source: str, target: str, into: str, expected: d
     assert {name: text for name, text in tree(tmp_path).items() if name.startswith(target)} == expected
 
 
+def test_a_file_beside_the_systems_directories_is_refused(tmp_path: Path) -> None:
+    """`COPY app.py /app.py` would make a directory of that name; a folder, or a file for a folder, is copied there."""
+    place = tmp_path / "app.py"
+    assert "app.py cannot be a file here" in run(archive(some), place, "a.txt", place)
+    assert tree(tmp_path) == {}
+    assert run(archive(some), place, "src/deep", place) == ""
+    assert run(archive(some), place, "a.txt", place, into="1") == ""
+    assert tree(tmp_path) == {"app.py/c.py": "src/deep/c.py", "app.py/a.txt": "a.txt"}
+
+
 def test_modes(tmp_path: Path) -> None:
     """A mode goes to every file; folders can be entered where they can be read. setuid is taken away."""
 

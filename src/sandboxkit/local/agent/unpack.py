@@ -29,7 +29,7 @@ def main() -> None:
         links = unpack(root, max_bytes=int(max_bytes), max_files=int(max_files))
         if mode:
             set_modes(root, int(mode, 8))
-        put(root, source, target, links, into=into == "1")
+        put(root, source, target, links, into=into == "1", place=place)
     except (OSError, tarfile.TarError, EOFError, ValueError) as error:
         sys.exit(f"COPY {source}: {error}")
     finally:
@@ -89,7 +89,7 @@ def set_modes(root: str, mode: int) -> None:
                 os.chmod(os.path.join(folder, name), enter)
 
 
-def put(root: str, source: str, target: str, links: dict[str, str], *, into: bool) -> None:
+def put(root: str, source: str, target: str, links: dict[str, str], *, into: bool, place: str) -> None:
     """Move what matches to its place, once the links are links."""
     pattern = os.path.normpath(source)
     found = ["."] if pattern == "." else sorted(glob.glob(pattern, root_dir=root, recursive=True, include_hidden=True))
@@ -99,6 +99,12 @@ def put(root: str, source: str, target: str, links: dict[str, str], *, into: boo
     for path, to in links.items():
         os.unlink(path)
         os.symlink(to, path)
+    # The name of a file, whose place would be a directory that was made for it.
+    is_file = not into and len(found) == 1 and not os.path.isdir(os.path.join(root, found[0]))
+    if is_file and target == place and "." in os.path.basename(target):
+        raise ValueError(
+            f"{target} cannot be a file here: a template has directories beside the system's, and files in them"
+        )
     into = into or len(found) > 1 or os.path.isdir(target)
     for name in found:
         path = os.path.join(root, name)

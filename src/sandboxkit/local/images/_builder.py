@@ -94,6 +94,9 @@ class Builder:
                 forced = forced or step.force
                 key = step.key(key)
                 await self._step(run, step, key, force=forced)
+            if (last := _unmade(definition)) is not None:
+                key = last.key(key)
+                await self._step(run, last, key, force=forced)
             if definition.start and definition.ready:
                 await self._start(run, definition.final_key(key), force=forced)
             return Result(run.layers, time.monotonic() - started)
@@ -255,6 +258,15 @@ class Builder:
             tell=run.tell,
             step=step,
         )
+
+
+def _unmade(definition: Definition) -> Step | None:
+    """A step in the last WORKDIR, which makes it, where no command has run there before."""
+    place = definition.workdir
+    if place in (HOME, "/") or any(step.command and step.workdir == place for step in definition.steps):
+        return None
+    number = definition.steps[-1].number + 1 if definition.steps else 1
+    return Step(number=number, shown=f"WORKDIR {place}", command="true", workdir=place)
 
 
 def _unpack(step: Step) -> list[str]:
