@@ -186,8 +186,7 @@ class Agent:
         elif kind == MAKE_DIR:
             self.send(request, OK, [_files.make_dir(args[0])])
         elif kind == RENAME:
-            _files.rename(args[0], args[1])
-            self.send(request, OK, [])
+            self.jobs[request] = _files.rename(args[0], args[1])
         elif kind == SET_XATTRS:
             _files.set_xattrs(args[0], args[1:])
             self.send(request, OK, [])
