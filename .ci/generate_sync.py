@@ -119,8 +119,8 @@ def _body(face: Face, node: ast.FunctionDef | ast.AsyncFunctionDef, decorators: 
     assert node.returns is not None
     returns = ast.unparse(node.returns)
     wraps = [f.source for f in FACES if f.wrapped and re.search(rf"\b{f.source}\b", returns)]
-    call = "_portal.Call[Any](self._portal)"
-    first = f"call = {call}\n" if calls_back else ""
+    # Not Call[Any](...): what typing does with that takes longer than all the rest of it.
+    first = "call: _portal.Call[Any] = _portal.Call(self._portal)\n" if calls_back else ""
     expression = f"{'call' if calls_back else 'self._portal.call'}({arguments})"
     if returns == "None":
         return f"{first}{expression}"

@@ -98,7 +98,7 @@ FACES = (
                 return self._twin
             """,
             "run": """
-                call = _portal.Call[Any](self._portal)
+                call: _portal.Call[Any] = _portal.Call(self._portal)
                 return with_app(call(self._async.run, {call}), partial(App, self._portal))
             """,
             "stream": """
@@ -138,12 +138,12 @@ FACES = (
         """,
         bodies={
             "session": """
-                call = _portal.Call[AsyncSession](self._portal, discard=AsyncSession.close)
+                call: _portal.Call[AsyncSession] = _portal.Call(self._portal, discard=AsyncSession.close)
                 opened = call(_opened, self._async, {call})
                 return Session(self._portal, opened)
             """,
             "attach": """
-                call = _portal.Call[AsyncSession](self._portal, discard=AsyncSession.close)
+                call: _portal.Call[AsyncSession] = _portal.Call(self._portal, discard=AsyncSession.close)
                 return Session(self._portal, call(self._async.attach, {call}))
             """,
             "close": """

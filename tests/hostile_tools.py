@@ -58,7 +58,7 @@ async def attack(isolation: Any, code: str) -> Any:
     """Run a hostile program in one box while another one lives; return what its attempts came to."""
     from box_tools import run, small
 
-    from sandboxkit.local.isolation import _syscalls
+    from sandboxkit.local.isolation.seccomp import _syscalls
 
     machine = os.uname().machine
     numbers = {

@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import PureWindowsPath
+from posixpath import normpath
 from typing import Any, NoReturn
 
 from sandboxkit._types import DEFAULT_ROOT
@@ -35,8 +35,6 @@ _SHORT = NAME_MAX // 4
 """Characters that are certainly no more bytes than a name may have."""
 _CERTAIN = PATH_MAX // 4
 """The same for a path."""
-_FEW = (_CERTAIN - NAME_MAX) // (_SHORT + 1)
-"""Names of _SHORT characters that are certainly no path that is too long, below a root of NAME_MAX bytes."""
 
 # C0, DEL and C1 controls; the marks, embeddings, overrides and isolates of the bidirectional algorithm; backslash.
 _STRANGE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\\\\]")
@@ -60,16 +58,16 @@ def confine(path: str | bytes | os.PathLike[str] | os.PathLike[bytes], root: str
             that is itself no absolute path.
         PathEscape: it leads out of the root, be it only on the way.
     """
-    if type(path) is str:
-        if root is DEFAULT_ROOT:
-            if _is_plain(path):
-                return path if path[0] == "/" else _PREFIX + path
-        elif type(root) is str:
-            is_plain, prefix = _plain_below(root)
-            if is_plain(path):
-                return path if path[0] == "/" else prefix + path
-        if type(root) is str and len(path) <= NAME_MAX:
-            return _decided_before(path, root)
+    if type(path) is str and (len(path) <= _SHORT or (len(path) <= NAME_MAX and path.isascii())) and path.isprintable():
+        prefix = _PREFIX if root is DEFAULT_ROOT else _prefix_of(root) if type(root) is str else ""
+        below = normpath(path)
+        first = below[0]
+        if first != "/":
+            # It keeps a ".." that has nothing before it, whatever comes after: so it begins with a dot if it leads out.
+            if prefix and (first != "." or below[1:2] not in ("", ".")):
+                return prefix + below
+        elif prefix and below.startswith(prefix) and ".." not in path:
+            return below
     return _decided(path, root)
 
 
@@ -96,10 +94,6 @@ def _decided(path: Any, root: str) -> str:
     if len(result) > _CERTAIN and len(_bytes(result)) > PATH_MAX:
         raise InvalidPath(f"The path {shown(path)} is longer than {PATH_MAX} bytes.", path=path)
     return result
-
-
-_decided_before = lru_cache(maxsize=1024)(_decided)
-"""The same paths come again and again. Only exact text gets here, whose equality nobody can redefine."""
 
 
 def require_plain_names(confined: str, path: Any) -> None:
@@ -175,19 +169,10 @@ def _parts(text: str, path: Any) -> list[str]:
 
 
 @lru_cache(maxsize=64)
-def _plain_below(root: str) -> tuple[Callable[[str], object], str]:
-    """What says of a path that it is in its normal form already, below the root, far from every limit, and without NUL
-    and surrogate; and the root with a slash at its end. It never says so of a root that is long, or not as it should
-    be."""
-    parts = _parts(root, root) if root.isprintable() and len(root) <= _SHORT else []
-    if not parts or ".." in parts or root != "/" + "/".join(parts):
-        return _never, ""
-    name = rf"\.?[^/.\0\ud800-\udfff][^/\0\ud800-\udfff]{{0,{_SHORT - 2}}}+"
-    return re.compile(rf"(?:{re.escape(root)}/)?+{name}(?:/{name}){{0,{_FEW - 1}}}+").fullmatch, root + "/"
-
-
-def _never(path: str) -> object:
-    return None
+def _prefix_of(root: str) -> str:
+    """The root with a slash at its end, where it is in its normal form and no limit is near; else nothing."""
+    is_normal = root[:1] == "/" and len(root) <= _SHORT and root.isprintable() and root == normpath(root)
+    return root + "/" if is_normal and root[:2] != "//" and root != "/" else ""
 
 
 @lru_cache(maxsize=64)
@@ -202,4 +187,4 @@ def _refuse_escape(path: Any, root: Any) -> NoReturn:
     raise PathEscape(f"The path {shown(path)} leads out of {shown(root)}.", path=path)
 
 
-_is_plain, _PREFIX = _plain_below(DEFAULT_ROOT)
+_PREFIX = _prefix_of(DEFAULT_ROOT)

@@ -64,30 +64,30 @@ class _Running:
         self._post = post
         self._scope: anyio.CancelScope | None = None
         self._is_cancelled = False
-        self._is_posted = False
 
-    async def run(self) -> None:
-        # An anyio scope, not task.cancel(): it repeats the cancellation for code that swallows one, as the SDK does.
+    def begin(self) -> None:
+        """Start its task; called by the loop."""
+        tasks = self._portal.tasks
+        task = self._portal.loop.create_task(self._run())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    async def _run(self) -> None:
+        done: Done | None = None
         try:
+            # An anyio scope, not task.cancel(): it repeats a cancellation for code that swallows one, as the SDK does.
             with anyio.CancelScope() as self._scope:
                 if self._is_cancelled:
                     self._scope.cancel()
                 try:
-                    value = await self._work()
+                    done = Done(await self._work())
                 except asyncio.CancelledError:
                     raise
                 except BaseException as error:
-                    self.post(Done(error=error))
-                else:
-                    self.post(Done(value))
+                    done = Done(error=error)
         finally:
-            self.post(Done(error=PoolClosed("The call was cancelled: sandboxkit is closing.")))
-
-    def post(self, message: Done) -> None:
-        """Tell the caller how it ended, the first time."""
-        if not self._is_posted:
-            self._is_posted = True
-            self._post(message)
+            # Last: the caller cannot get on before this thread lets go of the interpreter.
+            self._post(done or Done(error=PoolClosed("The call was cancelled: sandboxkit is closing.")))
 
     def cancel(self) -> None:
         def cancel() -> None:
@@ -106,7 +106,8 @@ class Portal:
         self._pid = os.getpid()
         self.loop = asyncio.new_event_loop()
         self._stop: asyncio.Event | None = None
-        self._tasks: dict[asyncio.Task[None], _Running] = {}
+        self.tasks: set[asyncio.Task[None]] = set()
+        """The calls that it carries out."""
         self._closers: dict[object, Callable[[], Awaitable[object]]] = {}
         self._thread = threading.Thread(target=self._main, name="sandboxkit-portal", daemon=True)
         self._thread.start()
@@ -136,25 +137,20 @@ class Portal:
         """Carry out `work`; what comes of it is posted, from the loop's thread."""
         self.check()
         running = _Running(self, work, post)
-
-        def begin() -> None:
-            task = self.loop.create_task(running.run())
-            self._tasks[task] = running
-            task.add_done_callback(lambda task: self._tasks.pop(task, None))
-
         # The caller's context variables come along (traces), but for the one that says which backend it runs on.
         context = contextvars.copy_context()
         if "sniffio" in sys.modules:
-            context.run(sys.modules["sniffio"].current_async_library_cvar.set, None)
+            context.run(sys.modules["sniffio"].current_async_library_cvar.set, "asyncio")
         try:
-            self.loop.call_soon_threadsafe(begin, context=context)
+            self.loop.call_soon_threadsafe(running.begin, context=context)
         except RuntimeError as error:
             raise PoolClosed("The interpreter is ending, and sandboxkit has closed.") from error
         return running
 
     def call(self, func: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any) -> T:
         """Carry out one call without callbacks, from any thread but the loop's."""
-        return Call[T](self)(func, *args, **kwargs)
+        call: Call[T] = Call(self)  # not Call[T](...), which takes longer than all else here
+        return call(func, *args, **kwargs)
 
     def close_at_exit(self, key: object, close: Callable[[], Awaitable[object]]) -> None:
         """Have something closed when the interpreter ends; `forget(key)` when it was closed before."""
@@ -168,9 +164,9 @@ class Portal:
         try:
             self.loop.run_forever()
         finally:
-            for task in list(self._tasks):
+            for task in list(self.tasks):
                 task.cancel()
-            self.loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
+            self.loop.run_until_complete(asyncio.gather(*self.tasks, return_exceptions=True))
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
             self.loop.close()
 

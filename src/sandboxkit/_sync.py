@@ -29,6 +29,7 @@ from sandboxkit._types import (
     NetworkPolicy,
     OnLoss,
     SessionRef,
+    Source,
     TimeoutPolicy,
 )
 from sandboxkit.errors import SafeFSError
@@ -290,7 +291,7 @@ class SafeFS:
             TooLarge: a file has more than 64 MiB.
             SafeFSError: a file could not be written; those before it are.
         """
-        call = _portal.Call[Any](self._portal)
+        call: _portal.Call[Any] = _portal.Call(self._portal)
         value: int = call(self._async.upload, source, target, on_progress=call.back(on_progress))
         return value
 
@@ -320,7 +321,7 @@ class SafeFS:
             TooLarge: it is more than `max_bytes`; what came before is there.
             SafeFSError: it cannot be read, or a name has no place on this machine.
         """
-        call = _portal.Call[Any](self._portal)
+        call: _portal.Call[Any] = _portal.Call(self._portal)
         value: int = call(
             self._async.download,
             source,
@@ -556,6 +557,13 @@ class Session:
         return self._twin
 
     @property
+    def source(self) -> Source:
+        """Where this hold got its sandbox: `"reused"`, the session's own from before; `"warm"`, from the stock;
+        `"created"`, made for it; `"attached"`. As in the event `session.opened`; after a loss, the new one's.
+        """
+        return self._async.source
+
+    @property
     def losses(self) -> tuple[Loss, ...]:
         """What this hold lost when sandboxes vanished under it, oldest first; empty with `on_loss="fail"`."""
         return self._async.losses
@@ -623,7 +631,7 @@ class Session:
             UnsupportedOption: the sandbox's interpreter does not have the language.
             SandboxLost: the sandbox is gone.
         """
-        call = _portal.Call[Any](self._portal)
+        call: _portal.Call[Any] = _portal.Call(self._portal)
         value: Execution = call(
             self._async.run_code,
             code,
@@ -696,7 +704,7 @@ class Session:
             UnsupportedOption: `timeout` together with `background=True`.
             SandboxLost: the sandbox is gone.
         """
-        call = _portal.Call[Any](self._portal)
+        call: _portal.Call[Any] = _portal.Call(self._portal)
         value = call(
             self._async.run_command,
             cmd,
@@ -735,7 +743,7 @@ class Session:
             SafeFSError: a file could not be written.
             CodeTimeout, OutputTooLarge, KernelDied, SandboxLost: as in `run_code`.
         """
-        call = _portal.Call[Any](self._portal)
+        call: _portal.Call[Any] = _portal.Call(self._portal)
         return with_app(
             call(self._async.run, fragment, on_event=call.tell(on_event), allow_install_command=allow_install_command),
             partial(App, self._portal),
@@ -993,7 +1001,7 @@ class SandboxPool:
             SafeFSError: one of `files` could not be written; PathError: its path leads out of /home/user.
             ForkedProcess: the pool was made before a fork.
         """
-        call = _portal.Call[AsyncSession](self._portal, discard=AsyncSession.close)
+        call: _portal.Call[AsyncSession] = _portal.Call(self._portal, discard=AsyncSession.close)
         opened = call(
             _opened,
             self._async,
@@ -1036,7 +1044,7 @@ class SandboxPool:
             PoolTimeout, PoolFull, PoolClosed, PoolError, ForkedProcess: as in `session()`.
             ProviderError: the service did not answer.
         """
-        call = _portal.Call[AsyncSession](self._portal, discard=AsyncSession.close)
+        call: _portal.Call[AsyncSession] = _portal.Call(self._portal, discard=AsyncSession.close)
         return Session(
             self._portal, call(self._async.attach, sandbox, envs=envs, secrets=secrets, acquire_timeout=acquire_timeout)
         )

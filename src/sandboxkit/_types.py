@@ -22,6 +22,8 @@ DEFAULT_MAX_OUTPUT = 10 * 1024 * 1024
 EndpointName = Literal["auto", "e2b", "local"]
 NetworkMode = Literal["deny", "packages", "internet"]
 OnLoss = Literal["fail", "recreate", "replay"]
+Source = Literal["reused", "warm", "created", "attached"]
+"""Where a session got its sandbox from."""
 Level = Literal["lexical", "checked", "enforced"]
 
 

@@ -55,7 +55,9 @@ def median_ms(work: Callable[[], object], repeat: int) -> float:
 
 def box_with_bare_python(repeat: int) -> float:
     """From nothing to the first byte printed by Python in a box of the engine's own arguments."""
-    from sandboxkit.local.isolation import _argv, _runtime, _seccomp
+    from sandboxkit.local.isolation import _argv
+    from sandboxkit.local.isolation.host import _runtime
+    from sandboxkit.local.isolation.seccomp import _filter
 
     bwrap = _runtime.wheel_bwrap() or "bwrap"
     python = Path(getattr(sys, "_base_executable", None) or sys.executable).resolve().parent.parent
@@ -65,7 +67,7 @@ def box_with_bare_python(repeat: int) -> float:
             place.mkdir()
 
         def once() -> None:
-            seccomp, arguments = _memory(_seccomp.filter_for(platform.machine())), -1
+            seccomp, arguments = _memory(_filter.filter_for(platform.machine())), -1
             info, block = os.open(os.devnull, os.O_WRONLY), os.open(os.devnull, os.O_RDONLY)
             try:
                 plan = _argv.Plan(

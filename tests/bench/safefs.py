@@ -51,7 +51,7 @@ def guard() -> None:
             rounds.append((each(confine, fresh), each(confine, seen), each(posixpath.normpath, seen)))
         never, before, floor = (min(times) for times in zip(*rounds, strict=True))
         line(f"confine(), {name}, seen before", before, floor, "us", "<= 3")
-        line(f"confine(), {name}, never seen", never, floor, "us", "<= 3" if kinds is PLAIN else "")
+        line(f"confine(), {name}, never seen", never, floor, "us", "<= 3")
 
 
 def each(work: Callable[[str], object], paths: Sequence[str]) -> float:

@@ -299,7 +299,8 @@ def test_tags_and_names(world: World, folder: Path) -> None:
     name = f"t{uuid.uuid4().hex[:8]}"
     assert not Template.exists(name, **world.options)
     world.build(begun(folder).run_cmd("echo one > n"), f"{name}:v1", tags=["default"])
-    world.build(begun(folder).run_cmd("echo two > n"), f"{name}:v2")
+    two, _ = world.build(begun(folder).run_cmd("echo two > n"), f"{name}:v2")
+    assert world.run(f"{name}:{two.build_id}", "cat n").strip() == "two"
     assert Template.exists(name, **world.options)
     assert [world.run(f"{name}{tag}", "cat n").strip() for tag in ("", ":v1", ":v2")] == ["one", "one", "two"]
     Template.assign_tags(f"{name}:v2", ["default", "stable"], **world.options)

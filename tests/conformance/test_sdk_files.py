@@ -132,6 +132,37 @@ def test_make_exists_rename_remove(colour: Any, box: Any, folder: str) -> None:
         colour.do(box.files.rename(f"{folder}/none", f"{folder}/x"))
 
 
+def test_a_rename_leads_to_any_place_that_can_be_written(colour: Any, box: Any, folder: str) -> None:
+    """Files, links and trees move between home and /tmp with all they are, over what is there; else they stay whole."""
+    other = f"/tmp/{folder.rsplit('/', 1)[1]}-{colour.name}"
+    colour.do(box.files.write(f"{folder}/tree/a/f", "content", metadata={"stage": "one"}))
+    script = "chmod 640 a/f; chmod 500 a; ln -s a/f link; mkfifo pipe; truncate -s 2G holes; touch -d @1000 a/f holes"
+    colour.do(box.commands.run(script, cwd=f"{folder}/tree"))
+    described = "stat -c '%n %A %s %Y' a a/f holes pipe; readlink link; du -k holes"
+    before = colour.do(box.commands.run(described, cwd=f"{folder}/tree")).stdout
+    moved = colour.do(box.files.rename(f"{folder}/tree", f"{other}/new/tree"))
+    assert (moved.type, moved.path) == (FileType.DIR, f"{other}/new/tree")
+    assert colour.do(box.files.exists(f"{folder}/tree")) is False
+    assert colour.do(box.commands.run(described, cwd=f"{other}/new/tree")).stdout == before
+    assert colour.do(box.files.get_info(f"{other}/new/tree/a/f")).metadata == {"stage": "one"}
+    assert colour.do(box.files.read(f"{other}/new/tree/link")) == "content"
+
+    colour.do(box.files.write(f"{folder}/file", "new"))
+    colour.do(box.files.write(f"{other}/file", "old"))
+    colour.do(box.files.rename(f"{folder}/file", f"{other}/file"))
+    assert colour.do(box.files.read(f"{other}/file")) == "new"
+    colour.do(box.files.write(f"{folder}/full/of", "something"))
+    with pytest.raises(SandboxException, match="Directory not empty"):
+        colour.do(box.files.rename(f"{other}/new", f"{folder}/full"))
+    assert [entry.name for entry in colour.do(box.files.list(folder))] == ["full"]
+    assert sorted(entry.name for entry in colour.do(box.files.list(other))) == ["file", "new"]
+    for fixed in ("/etc/passwd", "/home/user"):
+        with pytest.raises(SandboxException):
+            colour.do(box.files.rename(fixed, f"{other}/taken"))
+    assert colour.do(box.files.exists(folder)) is True
+    assert colour.do(box.files.exists(f"{other}/taken")) is False
+
+
 def test_what_is_missing_or_no_file(colour: Any, box: Any, folder: str) -> None:
     """A missing file is FileNotFoundException; a directory or a FIFO is an invalid argument, at once."""
     with pytest.raises(FileNotFoundException, match=f"path '{folder}/none' does not exist"):

@@ -46,3 +46,24 @@ def test_a_session_on_the_engine_survives_all_of_it(engine: Endpoint) -> None:
         session.sandbox.kill()
         assert session.run_code(read).text == "('1', '2', 'x')"
         assert session.losses[0].restored == ("/home/user/in/x.txt",)
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_runs_share_one_http_client(engine: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a session's sandbox runs goes through one HTTP client: making one takes longer than all else of ours."""
+    import httpx
+
+    made: list[httpx.AsyncClient] = []
+    make = httpx.AsyncClient.__init__
+
+    def counted(client: httpx.AsyncClient, *args: Any, **options: Any) -> None:
+        made.append(client)
+        make(client, *args, **options)
+
+    with NullSandboxPool(endpoint=engine) as pool, pool.session(None) as session:
+        assert session.run_code("1 + 1").text == "2"
+        monkeypatch.setattr(httpx.AsyncClient, "__init__", counted)
+        assert [session.run_code("1 + 1").text for _ in range(3)] == ["2"] * 3
+        assert made == []
+        assert type(session._async.sandbox).__name__ == "AsyncSandbox", "users see the SDK's name"

@@ -46,6 +46,18 @@ def test_a_session_runs_code_commands_and_files(pool: SandboxPool) -> None:
     assert repr(pool).startswith("<SandboxPool ")
 
 
+def test_a_session_says_where_it_got_its_sandbox(pool: SandboxPool, fake: FakeProvider) -> None:
+    """`source` is the asynchronous face's: created, then reused, also by another hold at the same time."""
+    with pool.session("a") as first, pool.session("a") as second:
+        assert (first.source, second.source) == ("created", "reused")
+    with pool.session("a") as again:
+        assert again.source == "reused"
+    pool.resize(min_warm=1)
+    pool.wait_ready()
+    with pool.session("b") as other:
+        assert other.source == "warm"
+
+
 def test_a_session_is_kept_and_single(pool: SandboxPool, fake: FakeProvider) -> None:
     """Many threads that ask for one session at once get one sandbox, and variables live from one to the next."""
     ids: set[str] = set()

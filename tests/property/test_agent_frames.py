@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sandboxkit.local.agent import _codec as wire
 from sandboxkit.local.isolation._base import AgentError
-from sandboxkit.local.isolation._channel import to_bytes, to_text
+from sandboxkit.local.isolation.link._channel import to_bytes, to_text
 
 fields = st.lists(st.one_of(st.binary(max_size=200), st.integers(-(10**18), 10**18)), max_size=30)
 

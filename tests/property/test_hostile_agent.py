@@ -88,7 +88,7 @@ def check_opened_shape(fields: list[bytes]) -> None:
 def test_whatever_the_agent_says(said: list[tuple[bytes, int]], hangs_up: bool, cancelled: set[int]) -> None:
     """Every request that waits comes to an end that its callers know, within the time that the link is open."""
     from sandboxkit.local.isolation._base import AgentError, AgentLost
-    from sandboxkit.local.isolation._link import AgentLink
+    from sandboxkit.local.isolation.link._link import AgentLink
 
     problems: list[dict[str, Any]] = []
 

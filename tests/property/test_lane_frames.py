@@ -102,8 +102,8 @@ lies = st.one_of(
 def test_whatever_the_agent_says(said: list[tuple[int, int, bytes]], tail: bytes, hangs_up: bool) -> None:
     """Every request comes to an end that its caller knows, no descriptor is left, and nothing unexpected happens."""
     from sandboxkit.local.isolation._base import AgentError, AgentLost
-    from sandboxkit.local.isolation._framed import FramedPort
-    from sandboxkit.local.isolation._link import AgentLink
+    from sandboxkit.local.isolation.link._framed import FramedPort
+    from sandboxkit.local.isolation.link._link import AgentLink
 
     problems: list[dict[str, Any]] = []
 

@@ -10,7 +10,7 @@ import pytest
 
 from sandboxkit.local.isolation import checks
 from sandboxkit.local.isolation._doctor import _gvisor_check, _kernel_check, _namespace_checks
-from sandboxkit.local.isolation._remedies import HostFacts
+from sandboxkit.local.isolation.host._remedies import HostFacts
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from sandboxkit.local.agent import _entry
-from sandboxkit.local.isolation import _entered
+from sandboxkit.local.isolation.zygote import _entered
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="boxes need Linux")]
 
@@ -28,8 +28,8 @@ async def leave_out(isolation: Any, steps: list[str]) -> Any:
     from box_tools import small
 
     from sandboxkit.errors import EngineUnavailable
-    from sandboxkit.local.isolation._bubblewrap import BubblewrapIsolation
-    from sandboxkit.local.isolation._nursery import Refused
+    from sandboxkit.local.isolation.bubblewrap._bubblewrap import BubblewrapIsolation
+    from sandboxkit.local.isolation.zygote._nursery import Refused
 
     found = {}
     if not isolation._namespace.cgroups and isolation._namespace.cgroup2 is None:
@@ -156,7 +156,7 @@ async def never(isolation: Any) -> Any:
     """Make a box where no zygote can be started."""
     from box_tools import run, small
 
-    from sandboxkit.local.isolation import _warden_link
+    from sandboxkit.local.isolation.zygote import _warden_link
 
     _warden_link.PROGRAM = Path("/nonexistent")
     box = await isolation.create(small("plain"))
@@ -219,7 +219,7 @@ async def load(isolation: Any, code: str) -> Any:
 
     from box_tools import run, small
 
-    from sandboxkit.local.isolation import _nursery
+    from sandboxkit.local.isolation.zygote import _nursery
 
     said: list[str] = []
     handler = logging.Handler()

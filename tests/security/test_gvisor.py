@@ -104,7 +104,7 @@ async def look(isolation: Any, code: str) -> Any:
 
     from box_tools import python, small
 
-    from sandboxkit.local.isolation._gvisor_processes import tree
+    from sandboxkit.local.isolation.gvisor._processes import tree
 
     box, other = await isolation.create(small("one")), await isolation.create(small("other"))
     (await other.agent.open_file("/home/user/secret", os.O_WRONLY | os.O_CREAT)).close()
@@ -292,7 +292,7 @@ async def ends(isolation: Any) -> Any:
     from box_tools import ENVIRONMENT, HOME, run, small
 
     from sandboxkit.local.isolation import AgentLost
-    from sandboxkit.local.isolation._gvisor_processes import tree
+    from sandboxkit.local.isolation.gvisor._processes import tree
 
     other = await isolation.create(small("other"))
     await run(other, ["true"])

@@ -40,7 +40,7 @@ async def hide(isolation: Any) -> Any:
 
     from sandboxkit.local.images._disk import written_below
     from sandboxkit.local.isolation._base import HOME, Overlay
-    from sandboxkit.local.isolation._processes import nameless_bytes
+    from sandboxkit.local.isolation.processes._processes import nameless_bytes
 
     working = tempfile.mkdtemp(dir="/var/tmp")
     overlay = Overlay(target=HOME, upper="home")

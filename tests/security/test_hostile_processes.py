@@ -139,7 +139,7 @@ async def stopped(isolation: Any) -> Any:
 
     from box_tools import ENVIRONMENT, HOME, small
 
-    from sandboxkit.local.isolation._processes import processes_of
+    from sandboxkit.local.isolation.processes._processes import processes_of
 
     box = await isolation.create(small("stopped"))
     reading, writing = os.pipe()
@@ -186,7 +186,7 @@ async def flooded(isolation: Any) -> Any:
     """Let daemons, orphans and stopped processes fill a box, and end it."""
     from box_tools import run, small
 
-    from sandboxkit.local.isolation._processes import all_pids, namespace_of
+    from sandboxkit.local.isolation.processes._processes import all_pids, namespace_of
 
     box = await isolation.create(small("flooded"))
     code = (

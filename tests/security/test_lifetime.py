@@ -27,7 +27,7 @@ async def kill_with_children(isolation: Any) -> Any:
     from box_tools import ENVIRONMENT, HOME, small
 
     from sandboxkit.local.isolation import AgentLost
-    from sandboxkit.local.isolation._processes import processes_of
+    from sandboxkit.local.isolation.processes._processes import processes_of
 
     def descriptors() -> int:
         return len(os.listdir("/proc/self/fd"))
@@ -132,7 +132,7 @@ async def report_and_wait(isolation: Any, report: str) -> None:
 
     from box_tools import ENVIRONMENT, HOME, small
 
-    from sandboxkit.local.isolation._processes import processes_of
+    from sandboxkit.local.isolation.processes._processes import processes_of
 
     boxes = [await isolation.create(small(f"b{number}")) for number in range(2)]
     for box in boxes:

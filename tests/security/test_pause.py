@@ -65,7 +65,7 @@ async def counters(isolation: Any) -> dict[str, Any]:
     """Pause and resume a box in which eight processes count."""
     from box_tools import small
 
-    from sandboxkit.local.isolation._processes import processes_of
+    from sandboxkit.local.isolation.processes._processes import processes_of
 
     box = await isolation.create(small("counters"))
     counted = box.files.path / "tmp" / "counted"
@@ -102,7 +102,7 @@ async def forker(isolation: Any) -> dict[str, Any]:
     """Pause a box that forks without end, then kill it as it is."""
     from box_tools import small
 
-    from sandboxkit.local.isolation._processes import processes_of
+    from sandboxkit.local.isolation.processes._processes import processes_of
 
     box = await isolation.create(small("forker"))
     await _started(box, FORKER, expect=3)
@@ -133,7 +133,7 @@ async def stopped_inside(isolation: Any) -> dict[str, Any]:
     box = await isolation.create(small("stopped"))
     process = await _started(box, "import time; time.sleep(1000)", expect=3)
     await box.agent.signal(process.pid, signal.SIGSTOP)
-    from sandboxkit.local.isolation._processes import processes_of
+    from sandboxkit.local.isolation.processes._processes import processes_of
 
     def states() -> list[str]:
         pids = processes_of(box.init_pid)

@@ -216,7 +216,7 @@ async def refuse(isolation: Any, numbers: Any, more: Any) -> Any:
 
 def test_refused_calls(box_runner: Any) -> None:
     """Every call that the table refuses fails with EPERM (clone3 with ENOSYS), while threads and children work."""
-    from sandboxkit.local.isolation import _syscalls
+    from sandboxkit.local.isolation.seccomp import _syscalls
 
     machine = os.uname().machine
     special = _syscalls.looked_into(machine)

@@ -14,6 +14,7 @@ never do: events are not to carry them, and this list is the second lock.
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from typing import Final
@@ -55,13 +56,15 @@ _DETAILS: Final = ("source", "reason", "exit_code", "end_at", "step", "code", "p
 _WORD = re.compile(r"[A-Za-z0-9_.:+-]{1,80}", re.ASCII)
 
 
+def is_logged(name: str, error: object = None) -> bool:
+    """Whether anybody reads the log of such an event; `error` as its data has it."""
+    return _logger(name).isEnabledFor(_level(name, error))
+
+
 def log_event(event: Event) -> None:
     """Write one event to the log."""
-    logger = logging.getLogger(f"sandboxkit.{event.name.partition('.')[0]}")
     error = _error_name(event.data.get("error"))
-    level = _LEVELS.get(event.name, logging.DEBUG)
-    if error is not None:
-        level = max(level, logging.WARNING)
+    logger, level = _logger(event.name), _level(event.name, error)
     if not logger.isEnabledFor(level):
         return
     duration = event.data.get("duration")
@@ -76,6 +79,16 @@ def log_event(event: Event) -> None:
         "error": error,
     }
     logger.log(level, "%s", _sentence(event, duration, error), extra=extra)
+
+
+@functools.cache  # of the few names that there are: looking a logger up takes a lock
+def _logger(name: str) -> logging.Logger:
+    return logging.getLogger(f"sandboxkit.{name.partition('.')[0]}")
+
+
+def _level(name: str, error: object) -> int:
+    level = _LEVELS.get(name, logging.DEBUG)
+    return level if error is None or error is False else max(level, logging.WARNING)
 
 
 def _sentence(event: Event, duration: float | None, error: str | None) -> str:

@@ -43,14 +43,16 @@ class AsyncCommandHandle:
         """
         limit = None if timeout is None else seconds("timeout", timeout)
         self._check()
-        async with self._lease.use(0.0) as sandbox:
-            with anyio.move_on_after(limit):
-                return await self._command.wait()
-            raise CommandTimeout(
-                f"Command {self.pid} has not ended within timeout={limit:g} s; it goes on.",
-                sandbox_id=sandbox.sandbox_id,
-                timeout=limit,
-            )
+        return await self._lease.use(0.0, lambda sandbox: self._ended(sandbox.sandbox_id, limit))
+
+    async def _ended(self, sandbox_id: str, limit: float | None) -> CommandResult:
+        with anyio.move_on_after(limit):
+            return await self._command.wait()
+        raise CommandTimeout(
+            f"Command {self.pid} has not ended within timeout={limit:g} s; it goes on.",
+            sandbox_id=sandbox_id,
+            timeout=limit,
+        )
 
     async def kill(self) -> bool:
         """Kill it and what it started. False if it had ended already.
@@ -59,8 +61,7 @@ class AsyncCommandHandle:
             SandboxLost, PoolError: the sandbox went first, or the session was closed.
         """
         self._check()
-        async with self._lease.use(0.0):
-            return await self._command.kill()
+        return await self._lease.use(0.0, lambda _: self._command.kill())
 
     def _check(self) -> None:
         """Refuse a command of a sandbox that its session has lost, and replaced by another."""

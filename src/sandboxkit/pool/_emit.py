@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from sandboxkit.events import Event, EventHandler
-from sandboxkit.instrumentation import deliver
+from sandboxkit.instrumentation import deliver, is_logged
 
 
 class Teller:
@@ -20,7 +20,12 @@ class Teller:
         """A teller that says more, and may have more listeners."""
         return Teller(*self._handlers, *handlers, **{**self._about, **more})
 
-    def __call__(self, name: str, /, **data: Any) -> Event:
+    def __call__(self, name: str, /, **data: Any) -> None:
+        """Tell one event, where anybody listens."""
+        if self._handlers or is_logged(name, data.get("error")):
+            self.told(name, **data)
+
+    def told(self, name: str, /, **data: Any) -> Event:
         """Make one event, deliver it, and return it."""
         event = Event(name=name, at=time.time(), data=data, **self._about)
         deliver(event, self._handlers)

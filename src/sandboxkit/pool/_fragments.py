@@ -33,7 +33,7 @@ def bench(
         sandbox=sandbox,
         files=files,
         timeouts=options.timeouts,
-        emit=core.tell.about(on_event),
+        emit=core.tell.about(on_event).told,
         workshop=core.workshop,
         has_index=options.network != "deny",
         allow_install_command=allow_install_command,

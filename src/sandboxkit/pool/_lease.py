@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
+from time import monotonic
 from typing import TypeVar
 
 import anyio
@@ -16,7 +16,7 @@ from sandboxkit.pool._confined import LeasedConfined
 from sandboxkit.pool._core import Core
 from sandboxkit.pool._journal import Journal
 from sandboxkit.pool._prepare import Recipe
-from sandboxkit.pool._shell import Request, Shell
+from sandboxkit.pool._shell import Hold, Request, Shell
 from sandboxkit.provider._base import Confined, Files, OnOutput, OnResult, ProviderSandbox, RunningCommand
 
 T = TypeVar("T")
@@ -28,15 +28,14 @@ MOST_LOSSES = 3
 class Lease:
     """What a hold may do. `use` is the one way to the sandbox, and `carry_out` the one that survives its loss."""
 
-    def __init__(self, shell: Shell, core: Core, ticket: int, request: Request) -> None:
+    def __init__(self, shell: Shell, hold: Hold, request: Request) -> None:
         self.shell = shell
-        self.core = core
+        self.core, self._ticket, self.source = hold
         self.is_released = False
         self.losses: tuple[Loss, ...] = ()
         self.request = request
-        self._ticket = ticket
-        self._recovering = anyio.Lock()
-        self._held_since = anyio.current_time()
+        self._recovering: anyio.Lock | None = None  # made when it is needed, which is next to never
+        self._held_since = monotonic()
 
     def check(self) -> None:
         """Refuse a use after the end: of this hold, of the sandbox, of the pool, or in a forked child.
@@ -69,18 +68,18 @@ class Lease:
         """Give the hold back; a second time does nothing."""
         if not self.is_released:
             self.is_released = True
-            self.shell.release(self.core, self._ticket, held_for=anyio.current_time() - self._held_since)
+            self.shell.release(self.core, self._ticket, held_for=monotonic() - self._held_since)
 
-    @asynccontextmanager
-    async def use(self, work: float) -> AsyncIterator[ProviderSandbox]:
-        """The sandbox, alive for `work` seconds at least. If it turns out to be gone, the pool learns it."""
+    async def use(self, work: float, operation: Callable[[ProviderSandbox], Awaitable[T]]) -> T:
+        """Do something in the sandbox, which lives for `work` seconds at least. If it turns out to be gone, the pool
+        learns it."""
         self.check()
         core = self.core
         core.uses += 1
         try:
             await self.shell.life.prolong(core, work)
             self.check()
-            yield core.sandbox
+            return await operation(core.sandbox)
         except SandboxLost as error:
             if await self._is_there(core):
                 raise
@@ -104,8 +103,7 @@ class Lease:
         for attempt in range(MOST_LOSSES + 1):
             core = self.core
             try:
-                async with self.use(work) as sandbox:
-                    return await operation(sandbox)
+                return await self.use(work, operation)
             except SandboxLost as error:
                 if attempt == MOST_LOSSES or error.sandbox_id not in (None, core.sandbox.sandbox_id):
                     raise
@@ -124,6 +122,7 @@ class Lease:
         """Get the session a new sandbox, if the pool's `on_loss` says so. False if the loss is to be raised."""
         if not self._can_recover(lost):
             return False
+        self._recovering = self._recovering or anyio.Lock()
         async with self._recovering:
             if self.core is not lost:
                 return True  # another use of this hold was first
@@ -131,13 +130,13 @@ class Lease:
             request = Request(
                 key=self.request.key, spec=lost.spec, timeout=self.shell.options.acquire_timeout, recipe=recipe
             )
-            core, ticket = await self.shell.open(request)
+            hold = await self.shell.open(request)
             if self.is_released:
-                self.shell.release(core, ticket, held_for=0.0)
+                self.shell.release(hold.core, hold.ticket, held_for=0.0)
                 return False
             self.shell.release(lost, self._ticket, held_for=0.0)
-            self.core, self._ticket = core, ticket
-            self._take_in(lost, core, error)
+            self.core, self._ticket, self.source = hold
+            self._take_in(lost, hold.core, error)
         return True
 
     def _take_in(self, lost: Core, core: Core, error: SandboxLost) -> None:
@@ -200,8 +199,7 @@ class LeasedSandbox:
         return self._lease.core.sandbox.browser_url(port)
 
     async def url(self, port: int) -> str:
-        async with self._lease.use(0.0) as sandbox:
-            return await sandbox.url(port)
+        return await self._lease.use(0.0, lambda sandbox: sandbox.url(port))
 
     async def run_code(
         self,
@@ -301,8 +299,7 @@ class LeasedSandbox:
         return await self._lease.core.sandbox.is_running()
 
     async def http_status(self, port: int, path: str = "/", *, timeout: float = 10.0) -> int | None:
-        async with self._lease.use(timeout) as sandbox:
-            return await sandbox.http_status(port, path, timeout=timeout)
+        return await self._lease.use(timeout, lambda sandbox: sandbox.http_status(port, path, timeout=timeout))
 
     async def pause(self) -> None:
         self._lease.check()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from sandboxkit._types import Source
 from sandboxkit.pool._moves import (
     Abort,
     Command,
@@ -29,7 +30,6 @@ from sandboxkit.pool._moves import (
     Refusal,
     Refuse,
     Report,
-    Source,
     Spec,
 )
 from sandboxkit.pool._pace import Pace
@@ -108,7 +108,8 @@ class Matching:
         wanting = self._serve(now)
         while wanting is None:
             wanting = self._serve(now)
-        self._make_room(wanting)
+        if wanting or len(self.slots) > self.max_live:  # the latter after a resize
+            self._make_room(wanting)
         self._fill(now)
 
     def _serve(self, now: float) -> dict[object, str | None] | None:
@@ -161,14 +162,15 @@ class Matching:
 
     def _make_room(self, wanting: dict[object, str | None]) -> None:
         for template, wanted in Counter(wanting.values()).items():
-            mine = [s for s in self.slots.values() if template is None or s.spec.template == template]
-            cap = self.max_live if template is None else self.max_per_template[template]
-            self._evict(mine, len(mine) - sum(s.is_coming_free for s in mine) + wanted - cap)
-        if None not in wanting:  # after a resize
-            mine = list(self.slots.values())
-            self._evict(mine, len(mine) - sum(s.is_coming_free for s in mine) - self.max_live)
+            self._evict(template, wanted)
+        if None not in wanting:
+            self._evict(None, 0)
 
-    def _evict(self, among: list[Slot], short: int) -> None:
+    def _evict(self, template: str | None, wanted: int) -> None:
+        """Let as many go as are missing for `wanted` more, of a template or of all."""
+        among = [s for s in self.slots.values() if template is None or s.spec.template == template]
+        cap = self.max_live if template is None else self.max_per_template[template]
+        short = len(among) - sum(s.is_coming_free for s in among) + wanted - cap
         stocked = sorted((s for s in among if s.is_stocked), key=lambda s: (s.state == "live", -s.id))
         idle = sorted((s for s in among if s.is_idle), key=lambda s: (s.idle_since, s.id))
         for slot in [*stocked, *idle][: max(0, short)]:

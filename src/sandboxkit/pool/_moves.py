@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sandboxkit._types import Source
+
 Pairs = tuple[tuple[str, str], ...]
 Pairings = tuple[tuple[str, int], ...]
 """A number for each template."""
@@ -17,7 +19,6 @@ KillReason = Literal[
     "shrunk", "retired", "worn", "failed",
 ]  # fmt: skip
 Refusal = Literal["closed", "full", "timeout", "conflict", "create_failed"]
-Source = Literal["created", "reused", "warm", "attached"]
 News = Literal["degraded", "recovered", "gave_up"]
 
 

@@ -22,8 +22,7 @@ class SessionOpening:
 
     async def open(self) -> AsyncSession:
         """Open the session; the same as awaiting this."""
-        core, ticket = await self._shell.open(self._request)
-        return AsyncSession(Lease(self._shell, core, ticket, self._request))
+        return AsyncSession(Lease(self._shell, await self._shell.open(self._request), self._request))
 
     def __await__(self) -> Generator[Any, None, AsyncSession]:
         return self.open().__await__()

@@ -316,4 +316,8 @@ def environment(envs: Mapping[str, str] | None, *, name: str = "envs") -> Pairs 
 
 
 def _is_encodable(value: str) -> bool:
-    return "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in value

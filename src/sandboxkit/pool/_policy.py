@@ -63,6 +63,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sandboxkit._types import Source
 from sandboxkit.pool._matching import Matching
 from sandboxkit.pool._moves import (
     Accept,
@@ -83,7 +84,6 @@ from sandboxkit.pool._moves import (
     Renewed,
     RenewFailed,
     Resize,
-    Source,
     Tick,
 )
 from sandboxkit.pool._slots import Slot, Ticket

@@ -238,8 +238,7 @@ class AsyncSandboxPool:
         timeout = options.acquire_timeout if acquire_timeout is None else seconds("acquire_timeout", acquire_timeout)
         late_envs, checked = environment(envs), dict(environment(secrets, name="secrets") or ())
         request = await attach_request(self._shell, sandbox, envs=late_envs, secrets=checked, timeout=timeout)
-        core, ticket = await self._shell.open(request)
-        return AsyncSession(Lease(self._shell, core, ticket, request))
+        return AsyncSession(Lease(self._shell, await self._shell.open(request), request))
 
     async def wait_ready(self, *, timeout: float = 60.0) -> None:
         """Wait until all of `min_warm` are there, and what their templates' start commands serve answers.

@@ -44,8 +44,6 @@ class Preparer:
             SafeFSError: a file could not be written.
             SandboxLost, ProviderError: so could nothing.
         """
-        if core.is_prepared:
-            return core.gone is None
         async with core.preparing:
             if core.gone is not None or core.is_prepared:
                 return core.gone is None

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from time import monotonic
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 import anyio
 
-from sandboxkit._confine import shown
-from sandboxkit._types import CommandResult, Execution, FileNode, Loss, SessionRef
+from sandboxkit._types import CommandResult, Execution, FileNode, Loss, SessionRef, Source
 from sandboxkit.errors import (
     ProviderUnavailable,
-    SafeFSError,
     SandboxLost,
     SessionBusy,
     UnsupportedOption,
@@ -21,6 +20,7 @@ from sandboxkit.errors import (
 from sandboxkit.events import Event, EventHandler, listener, name_of
 from sandboxkit.fragment import Fragment, FragmentResult
 from sandboxkit.pool._command import AsyncCommandHandle, command_line
+from sandboxkit.pool._files import files_of
 from sandboxkit.pool._fragments import bench
 from sandboxkit.pool._lease import Lease, LeasedSandbox
 from sandboxkit.pool._options import a_port, callback, code_text, count, environment, pairs, seconds, text
@@ -48,7 +48,7 @@ class AsyncSession:
     def __init__(self, lease: Lease) -> None:
         self._lease = lease
         self._sandbox = LeasedSandbox(lease)
-        self._files = AsyncSafeFS(self._sandbox, on_refused=self._tell_refused)
+        self._files: AsyncSafeFS | None = None
 
     # -- what is known without a request ---------------------------------------------------------------------------
 
@@ -74,6 +74,12 @@ class AsyncSession:
         return self._sandbox.raw
 
     @property
+    def source(self) -> Source:
+        """Where this hold got its sandbox: `"reused"`, the session's own from before; `"warm"`, from the stock;
+        `"created"`, made for it; `"attached"`. As in the event `session.opened`; after a loss, the new one's."""
+        return self._lease.source
+
+    @property
     def losses(self) -> tuple[Loss, ...]:
         """What this hold lost when sandboxes vanished under it, oldest first; empty with `on_loss="fail"`."""
         return self._lease.losses
@@ -81,6 +87,8 @@ class AsyncSession:
     @property
     def files(self) -> AsyncSafeFS:
         """The files beneath `/home/user`, at the level `enforced`."""
+        if self._files is None:
+            self._files = files_of(self._lease, self._sandbox)
         return self._files
 
     async def url(self, port: int) -> str:
@@ -151,7 +159,7 @@ class AsyncSession:
         if context is not None:
             text("context", context)
         self._lease.check_usable()
-        tell, started_at = self._lease.core.tell, anyio.current_time()
+        tell, started_at = self._lease.core.tell, monotonic()
         tell("code.started", language=language)
         error: str | None = None
         try:
@@ -172,7 +180,7 @@ class AsyncSession:
             error = name_of(failure)
             raise
         finally:
-            tell("code.finished", duration=anyio.current_time() - started_at, error=error)
+            tell("code.finished", duration=monotonic() - started_at, error=error)
 
     @overload
     async def run_command(
@@ -246,7 +254,7 @@ class AsyncSession:
                 option="timeout",
             )
         self._lease.check_usable()
-        tell, started_at = self._lease.core.tell, anyio.current_time()
+        tell, started_at = self._lease.core.tell, monotonic()
         tell("command.started", background=background)
         if background:
             command = await self._sandbox.start_command(
@@ -271,7 +279,7 @@ class AsyncSession:
             error = name_of(failure)
             raise
         finally:
-            tell("command.finished", duration=anyio.current_time() - started_at, exit_code=exit_code, error=error)
+            tell("command.finished", duration=monotonic() - started_at, exit_code=exit_code, error=error)
 
     async def run(
         self, fragment: Fragment, *, on_event: EventHandler | None = None, allow_install_command: bool = False
@@ -320,7 +328,7 @@ class AsyncSession:
         Raises:
             SafeFSError: they cannot be listed.
         """
-        return await self._files.tree()
+        return await self.files.tree()
 
     async def interrupt(self) -> bool:
         """Interrupt the code that runs in this process's sessions of the sandbox; variables and files stay.
@@ -428,16 +436,12 @@ class AsyncSession:
         state = core.gone or ("closed" if self._lease.is_released else "open")
         return f"<{type(self).__name__} key={core.key!r} sandbox={self.sandbox_id} template={self.template} {state}>"
 
-    def _tell_refused(self, error: SafeFSError) -> None:
-        facts = {"level": self._files.level, "root_adversary": self._files.root_adversary}
-        self._lease.core.tell("path.refused", path=shown(error.path), code=error.code, **facts)
-
     def _bench(self, fragment: Fragment, on_event: EventHandler | None, allowed: bool) -> Bench:
         return bench(
             self._lease,
             fragment,
             sandbox=self._sandbox,
-            files=self._files,
+            files=self.files,
             on_event=on_event,
             allow_install_command=allowed,
         )

@@ -12,10 +12,12 @@ import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import anyio
 from anyio.abc import TaskGroup
 
+from sandboxkit._types import Source
 from sandboxkit.errors import (
     ForkedProcess,
     PoolClosed,
@@ -51,7 +53,6 @@ from sandboxkit.pool._moves import (
     Refuse,
     Renew,
     Report,
-    Source,
     Spec,
     Tick,
 )
@@ -84,6 +85,15 @@ class Request:
     recipe: Recipe = field(default_factory=Recipe)
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     """For this hold alone; never part of what the sandbox is made to, or compared by."""
+
+
+class Hold(NamedTuple):
+    """What a call of `session()` got."""
+
+    core: Core
+    ticket: int
+    """What `release` takes back."""
+    source: Source
 
 
 class _Waiter:
@@ -242,7 +252,9 @@ class Shell:
                     self._grant(ticket, slot, source)
                 case Refuse():
                     self._refuse(command)
-        if self.policy.next_alarm() != self._alarm_at:
+        alarm = self.policy.next_alarm()
+        # A later one is seen to when the clock has been looked at for this one, which most of the time has just gone.
+        if alarm is not None and (self._alarm_at is None or alarm < self._alarm_at):
             self._alarm.set()
         self.upkeep.stepped.set()
         if self.policy.closing and not self.policy.slots:
@@ -266,8 +278,8 @@ class Shell:
 
     # -- sessions
 
-    async def open(self, request: Request) -> tuple[Core, int]:
-        """Get a sandbox for a session and hold it: its core, and the ticket that `release` takes back."""
+    async def open(self, request: Request) -> Hold:
+        """Get a sandbox for a session and hold it."""
         self.check()
         if self._tasks is None and not self.policy.closing:
             raise PoolError(
@@ -305,7 +317,7 @@ class Shell:
                         raise waiter.error
                     if await self._prepared(core, request.recipe, acquire.deadline):
                         self._count_opening(core, waiter.source, anyio.current_time() - started_at)
-                        return core, ticket
+                        return Hold(core, ticket, waiter.source)
                 self.step(Leave(ticket))
             except BaseException as error:
                 if core is not None and not core.is_prepared and core.gone is None:
@@ -317,6 +329,8 @@ class Shell:
                 del self._waiters[ticket]
 
     async def _prepared(self, core: Core, recipe: Recipe, deadline: float) -> bool:
+        if core.is_prepared:
+            return core.gone is None
         with anyio.CancelScope(deadline=deadline) as limit:
             try:
                 return await self.preparer.prepare(core, recipe)

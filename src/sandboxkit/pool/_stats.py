@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypedDict, cast
 
-from sandboxkit.pool._moves import Source
+from sandboxkit._types import Source
 from sandboxkit.pool._policy import PoolPolicy
 from sandboxkit.pool._slots import Slot
 

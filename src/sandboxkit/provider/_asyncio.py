@@ -95,6 +95,9 @@ class Here:
         return await func(*args, **kwargs)
 
 
+_HERE = Here()
+
+
 def on_asyncio() -> TrioCall | Here:
     """What carries one call out on asyncio, whichever backend this task runs on."""
     if "trio" in sys.modules:
@@ -102,4 +105,4 @@ def on_asyncio() -> TrioCall | Here:
 
         if trio.lowlevel.in_trio_run():
             return TrioCall(_portal.current())
-    return Here()
+    return _HERE

@@ -16,6 +16,8 @@ from sandboxkit.errors import ConfigurationError, OutputTooLarge
 
 Stream = Literal["stdout", "stderr", "result"]
 
+_FORMS = tuple(field.name for field in dataclasses.fields(Result))
+
 
 class OutputKeeper:
     """Collects the output of one run, at most `limit` bytes of it (counted as UTF-8)."""
@@ -66,8 +68,8 @@ class OutputKeeper:
 def result_size(result: Result) -> int:
     """Bytes of all forms of a result together."""
     size = 0
-    for field in dataclasses.fields(result):
-        value = getattr(result, field.name)
+    for form in _FORMS:
+        value = getattr(result, form)
         if isinstance(value, str):
             size += len(_encode(value))
         elif value is not None and not isinstance(value, bool):

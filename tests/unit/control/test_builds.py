@@ -168,7 +168,8 @@ def test_tags(shared_hollow: Any, told: str) -> None:
     assert answer.json()["tags"] == ["v2", "stable"]
     tags = {one["tag"]: one["buildID"] for one in client.get(f"/templates/{told}/tags").json()}
     assert tags.keys() == {"default", "v1", "v2", "stable"}
-    assert set(tags.values()) == {answer.json()["buildID"]}
+    assert set(tags.values()) == {build := answer.json()["buildID"]}
+    assert client.post("/templates/tags", json={"target": f"{told}:{build}", "tags": ["v2"]}).status_code == 201
     assert client.request("DELETE", "/templates/tags", json={"name": told, "tags": ["v1"]}).status_code == 204
     assert client.get(f"/templates/{told}/tags/exists?tag=v1").json() == {"exists": False}
     assert client.request("DELETE", "/templates/tags", json={"name": told, "tags": ["default"]}).status_code == 400

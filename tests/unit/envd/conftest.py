@@ -25,8 +25,8 @@ else:
     import sandboxkit.local.agent.agent as agent_module
     from sandboxkit.local._sandbox import SandboxSettings
     from sandboxkit.local.envd import EnvdService
-    from sandboxkit.local.isolation._framed import FramedPort
-    from sandboxkit.local.isolation._link import AgentLink
+    from sandboxkit.local.isolation.link._framed import FramedPort
+    from sandboxkit.local.isolation.link._link import AgentLink
 
 TOKEN = "token-of-the-test"
 

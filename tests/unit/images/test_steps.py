@@ -131,12 +131,23 @@ def test_root_is_the_one_user_where_that_is_harmless() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["/etc/x", "/usr/local/bin/x", "/", "/opt/sandboxkit/agent/x", "/../etc/x", "/proc/1/mem"]
+    "target", ["/etc/x", "/usr/local/bin/x", "/opt/sandboxkit/agent/x", "/../etc/x", "/proc/1/mem"]
 )
 def test_system_places_are_refused_by_name(target: str) -> None:
     """A template brings files to its home and to directories of its own, and to nothing of the system's."""
     assert "cannot be written" in refused(step("COPY", "x", target, "", "", filesHash=DIGEST)).message
     assert "cannot be written" in refused(step("WORKDIR", target)).message
+
+
+def test_the_root_is_a_place_to_stand_and_not_to_write() -> None:
+    """Every Dockerfile begins in "/", by the SDK: that is no place of the template's, and nothing is copied there."""
+    found = read(step("WORKDIR", "/"), step("RUN", "true"), step("WORKDIR", "app"))
+    assert [one.workdir for one in found.steps] == ["/"]
+    assert (found.workdir, found.places) == ("/app", ("/app",))
+    assert read(step("WORKDIR", "/")).places == ()
+    for before, target in (([], "/"), ([step("WORKDIR", "/")], ".")):
+        copy = step("COPY", "x", target, "", "", filesHash=DIGEST)
+        assert "/ cannot be written" in refused(*before, copy).message
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,8 @@ class Response:
 
     def __init__(self, app: Any, method: str, path: str, body: Any, headers: Mapping[str, str]) -> None:
         self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.pieces: list[tuple[bytes, bool]] = []
+        """What came together, and whether more was to follow."""
         self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue(1)
         self._leave = asyncio.Event()
         self._body = json.dumps(body).encode() if body is not None else b""
@@ -179,7 +181,9 @@ class Response:
     async def _send(self, message: Any) -> None:
         if message["type"] == "http.response.start":
             self.status.set_result(message["status"])
-        elif message["body"]:
+            return
+        self.pieces.append((message["body"], message.get("more_body", False)))
+        if message["body"]:
             await self._chunks.put(message["body"])
 
     async def leave(self) -> None:

@@ -61,6 +61,37 @@ def test_output_arrives_while_the_cell_runs(play: Callable[..., None], tmp_path:
     play(scenario)
 
 
+def test_a_quick_cell_comes_in_one_piece(play: Callable[..., None]) -> None:
+    """A reader has one turn with a quick cell, not one for its count, its result, its end and the answer's end."""
+
+    async def scenario(client: Any) -> None:
+        answers = []
+        for _ in range(10):
+            answer = client.start("print('a'); 1 + 1")
+            assert (await answer.rest()).kinds == ["number_of_executions", "stdout", "result", "end_of_execution"]
+            answers.append(answer.pieces)
+        for pieces in answers:
+            assert pieces[-1][0].endswith(b'{"type": "end_of_execution"}\n')
+            assert [more for _, more in pieces] == [True] * (len(pieces) - 1) + [False]
+        assert min(len(pieces) for pieces in answers) == 1, "a busy machine may tear one apart, not all"
+
+    play(scenario)
+
+
+def test_a_result_does_not_wait_for_the_end_of_its_cell(play: Callable[..., None], tmp_path: Path) -> None:
+    """What a cell shows is sent while it goes on."""
+
+    async def scenario(client: Any) -> None:
+        code = "import os, time\ndisplay('now')\nwhile not os.path.exists('go'):\n    time.sleep(0.005)"
+        events = client.start(code).events()
+        assert (await anext(events))["type"] == "number_of_executions"
+        assert (await anext(events))["text"] == "now"
+        (tmp_path / "go").touch()
+        assert [event["type"] async for event in events] == ["end_of_execution"]
+
+    play(scenario)
+
+
 def test_an_exception_is_one_error_event(play: Callable[..., None]) -> None:
     """An exception comes once, with its name, its value and a traceback without colours or our own frames."""
 

@@ -17,8 +17,8 @@ import pytest
 @pytest.fixture(params=["descriptors", "frames"])
 def with_agent(request: pytest.FixtureRequest) -> Callable[[Callable[[Any], Awaitable[None]]], None]:
     """Run `scenario(link)` against the real agent, started as in a box but without one, over either transport."""
-    from sandboxkit.local.isolation._framed import FramedPort
-    from sandboxkit.local.isolation._link import AgentLink
+    from sandboxkit.local.isolation.link._framed import FramedPort
+    from sandboxkit.local.isolation.link._link import AgentLink
 
     framed = request.param == "frames"
 
@@ -52,7 +52,7 @@ def with_agent(request: pytest.FixtureRequest) -> Callable[[Callable[[Any], Awai
 @pytest.fixture
 def with_impostor() -> Callable[[Callable[[Any, socket.socket, list[str]], Awaitable[None]]], None]:
     """Run `scenario(link, agent's end, reasons of loss)`, where the test plays the agent."""
-    from sandboxkit.local.isolation._link import AgentLink
+    from sandboxkit.local.isolation.link._link import AgentLink
 
     def run(scenario: Callable[[Any, socket.socket, list[str]], Awaitable[None]]) -> None:
         async def main() -> None:

@@ -11,12 +11,12 @@ import pytest
 
 from sandboxkit.errors import ConfigurationError, IsolationUnavailable
 from sandboxkit.local._child import _own
-from sandboxkit.local.isolation import _gvisor_plan
 from sandboxkit.local.isolation._argv import HostRoot
 from sandboxkit.local.isolation._base import Layer, Limits
-from sandboxkit.local.isolation._gvisor import find_runsc
+from sandboxkit.local.isolation.gvisor import _plan
+from sandboxkit.local.isolation.gvisor._gvisor import find_runsc
 
-PLAN = _gvisor_plan.GvisorPlan(
+PLAN = _plan.GvisorPlan(
     runsc="/usr/bin/runsc",
     platform="ptrace",
     root=HostRoot(links=(("bin", "usr/bin"),), directories=("lib64",)),
@@ -34,7 +34,7 @@ PLAN = _gvisor_plan.GvisorPlan(
 def test_the_outer_box() -> None:
     """Every bind is read-only, nothing of the host is bound but the system and ours, all namespaces are new, and what
     makes it read-only comes last."""
-    words = _gvisor_plan.outer_arguments(PLAN)
+    words = _plan.outer_arguments(PLAN)
     assert {"--unshare-all", "--unshare-user", "--die-with-parent", "--new-session", "--clearenv"} <= set(words)
     assert words[words.index("--cap-drop") + 1] == "ALL"
     assert not {"--bind", "--dev-bind", "--share-net", "--bind-try"} & set(words)
@@ -45,20 +45,20 @@ def test_the_outer_box() -> None:
     assert words[-6:] == ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
     targets = [words[at + 2] for at, word in enumerate(words) if word == "--ro-bind"]
     assert all(target == "/runsc" or target.startswith("/box/") for target in targets)
-    with_home = _gvisor_plan.outer_arguments(replace(PLAN, skeleton="/mnt/skeleton"))
+    with_home = _plan.outer_arguments(replace(PLAN, skeleton="/mnt/skeleton"))
     assert with_home.index("/box/opt/sandboxkit/skeleton") > with_home.index("/box/opt/sandboxkit")
 
 
 def test_runsc_gets_no_network_and_no_flag_for_tests() -> None:
     """No network, no sockets of the host's, no flag that is for tests only."""
-    words = _gvisor_plan.command(PLAN)
+    words = _plan.command(PLAN)
     assert {"--network=none", "--rootless", "--host-uds=none", "--overlay2=none", "--platform=ptrace"} <= set(words)
     assert not [word for word in words if "TESTONLY" in word or "unsafe" in word.lower()]
 
 
 def test_the_inner_box() -> None:
     """One user without rights, writable places of the box's own with a size each, and namespaces of its own."""
-    config: dict[str, Any] = json.loads(_gvisor_plan.config(Limits(disk=1 << 20)))
+    config: dict[str, Any] = json.loads(_plan.config(Limits(disk=1 << 20)))
     process = config["process"]
     assert process["user"] == {"uid": 1000, "gid": 1000}
     assert set(map(len, process["capabilities"].values())) == {0}
@@ -71,7 +71,7 @@ def test_the_inner_box() -> None:
 
 def test_what_its_limits_say() -> None:
     """Each resource is told, and what is not bounded is told as that."""
-    told = {limit.resource: limit for limit in _gvisor_plan.limits_in_force(Limits(), None, 0)}
+    told = {limit.resource: limit for limit in _plan.limits_in_force(Limits(), None, 0)}
     assert set(told) == {
         "memory", "swap", "shared_memory", "locked_memory", "cpus", "processes", "open_files", "disk", "inodes"
     }  # fmt: skip

@@ -12,7 +12,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="namespaces need
 
 CODE = """
 import os, sys
-from sandboxkit.local.isolation import _kernel, enter
+from sandboxkit.local.isolation import enter
+from sandboxkit.local.isolation.host import _kernel
 uid, gid = os.getuid(), os.getgid()
 try:
     _kernel.unshare(_kernel.CLONE_NEWUSER)

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from sandboxkit.local.isolation._base import LimitInForce, Limits
-from sandboxkit.local.isolation._cgroup2 import BoxCgroup2, own_group, take_delegated
-from sandboxkit.local.isolation._elf import relocate
-from sandboxkit.local.isolation._limits import inside_limits, report
-from sandboxkit.local.isolation._remedies import HostFacts, host_facts, remedy
-from sandboxkit.local.isolation._watchdog import Verdict, judge
+from sandboxkit.local.isolation.bubblewrap._watchdog import Verdict, judge
+from sandboxkit.local.isolation.host._elf import relocate
+from sandboxkit.local.isolation.host._remedies import HostFacts, host_facts, remedy
+from sandboxkit.local.isolation.limits._cgroup2 import BoxCgroup2, own_group, take_delegated
+from sandboxkit.local.isolation.limits._limits import inside_limits, report
 
 GIB = 1 << 30
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sandboxkit.local.isolation import _seccomp as seccomp
-from sandboxkit.local.isolation import _syscalls as syscalls
+from sandboxkit.local.isolation.seccomp import _filter as seccomp
+from sandboxkit.local.isolation.seccomp import _syscalls as syscalls
 
 BOTH = pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 

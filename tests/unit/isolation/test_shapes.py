@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sandboxkit.local.isolation._shapes import check_beneath, check_opened
+from sandboxkit.local.isolation.link._shapes import check_beneath, check_opened
 
 ROOT = b"7:7"
 ENTRY = [b"f", b"/x/f", b"33188", b"1", b"0", b"0", b"-5", b"", b"", b"0"]

@@ -4,8 +4,9 @@
 
 The order, the reason of each step and what would be lost without it are told in `docs/explanation/the-zygote.md`.
 Each step is a function in one of the two tables below; they run in the tables' order, and a step that fails ends the
-process. Afterwards the process looks at itself (`faults`); the engine looks at it from outside (`isolation/_entered`),
-and does not talk to it before both are content. The engine lets no program start in the box before that.
+process. Afterwards the process looks at itself (`faults`); the engine looks at it from outside
+(`isolation/zygote/_entered`), and does not talk to it before both are content. The engine lets no program start in the
+box before that.
 
 Standard library only. Nothing here may start a thread: who has one cannot enter a user namespace. What is touched for
 the first time in a fork is copied, page by page, and that is most of what a fork costs: so what can be made before is

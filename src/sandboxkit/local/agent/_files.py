@@ -171,11 +171,19 @@ def space(paths: list[bytes]) -> int:
     return used
 
 
-def rename(source: bytes, target: bytes) -> None:
-    """Rename, making the target's missing parents."""
+def rename(source: bytes, target: bytes) -> Steps:
+    """Rename, making the target's missing parents; to another mount by a copy. A generator like `list_tree`."""
     os.lstat(source)
     make_dir(os.path.dirname(target.rstrip(b"/")) or b"/")
-    os.rename(source, target)
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        from ._moving import move  # hardly ever needed
+
+        yield from move(source, target)
+    return []
 
 
 def set_xattrs(path: bytes, pairs: list[bytes]) -> None:

@@ -39,6 +39,20 @@ STREAMS = {"stdout": 1, "stderr": 2}
 POLL = 500
 PR_SET_PDEATHSIG = 1
 
+WITHOUT_BOUND = """
+import runpy, sys, zmq
+from ipykernel.kernelapp import IPKernelApp as App
+init_iopub = App.init_iopub
+def without_bound(self, context):
+    context.setsockopt(zmq.SNDHWM, 0)
+    init_iopub(self, context)
+App.init_iopub = without_bound
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+"""Starts a kernel that is written in Python, whose publisher would else throw away what comes after 1,000 messages
+that wait (ZeroMQ's ZMQ_SNDHWM): they wait in the box's own memory instead, as they do at the other end."""
+
 Setter = Callable[[str, str | None], str]
 """The code that sets an environment variable in a running kernel, or takes it away."""
 
@@ -85,8 +99,10 @@ class Bridge:
             for name, value in replaced.items():
                 word = word.replace(name, value)
             argv.append(word)
-        if argv[0] in ("python", "python3"):
-            argv[0] = sys.executable
+        if os.path.basename(argv[0]).startswith("python"):
+            argv[0] = sys.executable if argv[0] in ("python", "python3") else argv[0]
+            if argv[1:2] == ["-m"]:
+                argv[1:2] = ["-c", WITHOUT_BOUND]
         # Kernels in Python look after their parent by this; the others are told by the kernel of the machine.
         environment = {**os.environ, **self._spec.env, "JPY_PARENT_PID": str(os.getpid()), "NO_COLOR": "1"}
         return subprocess.Popen(

@@ -35,7 +35,7 @@ from sandboxkit.local.envd._filesystem_rpc import FilesystemService
 from sandboxkit.local.envd._rpc import Dispatcher
 from sandboxkit.local.envd._watchers import Watchers
 from sandboxkit.local.isolation._base import Agent, AgentError, Entry, File
-from sandboxkit.local.isolation._link import Entries, entries_of
+from sandboxkit.local.isolation.link._link import Entries, entries_of
 
 PREFIX: Final = "/confined/"
 HEADER: Final = "X-Sandboxkit-Confined"

@@ -24,7 +24,7 @@ from sandboxkit.local.envd._http_rules import (
     use_gzip,
 )
 from sandboxkit.local.isolation._base import AgentError, File
-from sandboxkit.local.isolation._open_files import in_thread
+from sandboxkit.local.isolation.link._open_files import in_thread
 
 # The file is the sandbox's and the origin is the engine's: a browser that opens a signed link must not run it here.
 _HARMLESS: Final = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}

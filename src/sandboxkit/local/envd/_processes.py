@@ -172,16 +172,17 @@ class Running:
         except AgentLost as lost:
             self._finish(lost)
         finally:
-            for pump in pumps.values():
+            left = [pump for pump in pumps.values() if not pump.done()]
+            for pump in left:
                 pump.cancel()
-            await asyncio.gather(*pumps.values(), return_exceptions=True)
+            await asyncio.gather(*left, return_exceptions=True)
             self._close_inputs()
 
     async def drain(self) -> None:
         """Take and discard what processes left behind still write, until the last of them has closed the pipe."""
         try:
             if self._terminal is None:
-                await asyncio.gather(*(_discard(output) for output in self._outputs.values()))
+                await asyncio.gather(*(_discard(output) for output in self._outputs.values() if not output.is_over))
         finally:
             self.close()
 

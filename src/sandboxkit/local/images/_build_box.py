@@ -31,7 +31,7 @@ from sandboxkit.local.isolation._base import (
     Limits,
     Overlay,
 )
-from sandboxkit.local.isolation._processes import nameless_bytes
+from sandboxkit.local.isolation.processes._processes import nameless_bytes
 
 CACHE = ".cache"
 CACHE_TARGET = f"{PREFIX}/cache"

@@ -152,7 +152,7 @@ class Definition:
         """Directories outside the home and the environment that its steps name: they can be written, too."""
         named = {place_of(path) for step in self.steps for path in (step.target, step.workdir) if path}
         named |= {place_of(self.workdir), *self.inherited}
-        return tuple(sorted(named - {HOME, ENV_TARGET, "/tmp"}))
+        return tuple(sorted(named - {HOME, ENV_TARGET, "/tmp", "/"}))
 
     def final_key(self, below: str) -> str:
         """The name of the layer that starting it once has left."""
@@ -303,8 +303,7 @@ class _Reader:
             self._is_root(number, name)
         if mode and not _MODE.fullmatch(mode):
             raise BadDefinition(f"COPY: the mode {mode[:16]!r} is not octal.", step=number)
-        place = self._at(target)
-        _check_place(place, number)
+        place = _writable(self._at(target), number)
         self._add(
             number,
             f"COPY {source} {target}",
@@ -327,8 +326,8 @@ class _Reader:
     def _set_workdir(self, number: int, words: Sequence[str]) -> None:
         if len(words) != 1 or not words[0]:
             raise BadDefinition("WORKDIR: one path is needed.", step=number)
-        self.workdir = self._at(expand(words[0], self.envs))
-        _check_place(self.workdir, number)
+        path = self._at(expand(words[0], self.envs))
+        self.workdir = path if path == "/" else _writable(path, number)  # each Dockerfile begins with "/"
 
     def _set_user(self, number: int, words: Sequence[str]) -> None:
         if len(words) != 1:
@@ -394,7 +393,7 @@ def _leads_out(source: str) -> bool:
     return True
 
 
-def _check_place(path: str, number: int) -> None:
+def _writable(path: str, number: int) -> str:
     place = place_of(path)
     top = place.split("/")[1]
     mine = place in (HOME, ENV_TARGET, "/tmp")
@@ -405,6 +404,7 @@ def _check_place(path: str, number: int) -> None:
             step=number,
             option=path[:128],
         )
+    return path
 
 
 # -- commands -----------------------------------------------------------------------------------------------------

@@ -110,8 +110,10 @@ class Context:
 
     # -- running --------------------------------------------------------------------------------------------------
 
-    async def run(self, code: str, envs: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
+    async def run(self, code: str, envs: Mapping[str, str]) -> AsyncGenerator[tuple[bytes, bool], None]:
         """Run one cell: its events, as lines, with a keepalive where nothing else comes.
+
+        What came together is one piece, since each costs its reader a turn; with each piece comes whether more follow.
 
         Closing the iterator early interrupts the cell; the next one waits until that is done.
 
@@ -121,7 +123,7 @@ class Context:
         turn = asyncio.create_task(self._lock.acquire())
         try:
             while not (await asyncio.wait({turn}, timeout=KEEPALIVE_AFTER))[0]:
-                yield KEEPALIVE
+                yield KEEPALIVE, True
         except BaseException:
             if not turn.cancel() and turn.done() and not turn.cancelled():
                 self._lock.release()
@@ -129,38 +131,36 @@ class Context:
         release = True
         try:
             if self._removed:
-                yield error(RESTARTING, "The context was removed before this code had its turn.")
-                yield UNEXPECTED_END
+                yield _failed(RESTARTING, "The context was removed before this code had its turn.")
                 return
             died = _kernel_of(self._kernel)
             for is_last in (False, True):  # a kernel that had died before it began has run nothing
                 while True:
                     starting = self.start()
                     if not (await asyncio.wait({starting}, timeout=KEEPALIVE_AFTER))[0]:
-                        yield KEEPALIVE
+                        yield KEEPALIVE, True
                     elif self._removed or not starting.cancelled():
                         break
                     # Else somebody restarted the context meanwhile: wait for that one.
                 try:
                     kernel = starting.result()
                 except asyncio.CancelledError:
-                    yield error(RESTARTING, "The context was stopped before this code had its turn.")
-                    yield UNEXPECTED_END
+                    yield _failed(RESTARTING, "The context was stopped before this code had its turn.")
                     return
                 except (KernelFailed, AgentError) as failure:
-                    yield error("InterpreterUnavailable", str(failure))
-                    yield UNEXPECTED_END
+                    yield _failed("InterpreterUnavailable", str(failure))
                     return
                 if died is not None and died is not kernel:
-                    yield line("stderr", text=FRESH, timestamp=_now())
-                cell = CellLines(kernel.execute(code, envs))
+                    yield line("stderr", text=FRESH, timestamp=_now()), True
+                cell, events = CellLines(kernel.execute(code, envs)), b""
                 try:
-                    while cell.ended is None and cell.gone is None:
+                    while True:
                         items = await kernel.take(linger=LINGER, timeout=KEEPALIVE_AFTER)
-                        if not items:
-                            yield KEEPALIVE
-                        for event in cell.feed(items, timestamp=_now()):
-                            yield event
+                        events = b"".join(cell.feed(items, timestamp=_now()))
+                        if cell.ended is not None or cell.gone is not None:
+                            break
+                        if events or not items:
+                            yield events or KEEPALIVE, True
                 finally:
                     if cell.ended is None and cell.gone is None:
                         release = False
@@ -170,18 +170,19 @@ class Context:
                         kernel.rest()
                 if cell.gone is None:
                     break
+                if events:
+                    yield events, True
                 how = await kernel.ending()
                 is_ours = _kernel_of(self._kernel) is kernel
                 self._replace(kernel)
                 log.warning("kernel died: %s", how, extra={"context": self.id})
                 if is_last or cell.has_begun or not is_ours:
-                    yield error(RESTARTING, f"The interpreter {how}; it was restarted, and its variables are gone.")
-                    yield UNEXPECTED_END
+                    yield _failed(RESTARTING, f"The interpreter {how}; it was restarted, and its variables are gone.")
                     return
                 died = kernel
             if cell.ended is not None and cell.ended.exiting:
                 self._replace(kernel)
-            yield END
+            yield events + END, False
         finally:
             if release:
                 self._lock.release()
@@ -296,6 +297,11 @@ async def _is_over_within(kernel: Kernel, patience: float | None) -> bool:
                     if isinstance(item, Gone) or (isinstance(item, Ended) and item.cell == kernel.cell):
                         return True
     return False
+
+
+def _failed(name: str, value: str) -> tuple[bytes, bool]:
+    """The last piece of a cell that an error which is not its code's own has ended."""
+    return error(name, value) + UNEXPECTED_END, False
 
 
 def _kernel_of(starting: asyncio.Task[Kernel] | None) -> Kernel | None:

@@ -229,10 +229,9 @@ class InterpreterService:
 async def _stream(context: Context, cell: Cell, send: Send) -> None:
     headers = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-store")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    async with contextlib.aclosing(context.run(cell.code, cell.envs)) as lines:
-        async for event in lines:
-            await send({"type": "http.response.body", "body": event, "more_body": True})
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+    async with contextlib.aclosing(context.run(cell.code, cell.envs)) as pieces:
+        async for events, more in pieces:
+            await send({"type": "http.response.body", "body": events, "more_body": more})
 
 
 async def _client_left(receive: Receive) -> None:

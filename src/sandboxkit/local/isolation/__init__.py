@@ -37,11 +37,11 @@ from sandboxkit.local.isolation._base import (
     Process,
     Usage,
 )
-from sandboxkit.local.isolation._bubblewrap import BubblewrapIsolation, release
 from sandboxkit.local.isolation._doctor import Check, checks
-from sandboxkit.local.isolation._gvisor import GvisorIsolation, find_runsc
-from sandboxkit.local.isolation._namespace import EngineNamespace, enter
-from sandboxkit.local.isolation._stale import reap_stale
+from sandboxkit.local.isolation.bubblewrap._bubblewrap import BubblewrapIsolation, release
+from sandboxkit.local.isolation.gvisor._gvisor import GvisorIsolation, find_runsc
+from sandboxkit.local.isolation.host._namespace import EngineNamespace, enter
+from sandboxkit.local.isolation.host._stale import reap_stale
 
 __all__ = [
     "AGENT_PYTHON",

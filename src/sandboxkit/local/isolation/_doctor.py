@@ -18,11 +18,11 @@ from typing import Any, Literal
 
 from sandboxkit.errors import IsolationUnavailable, SandboxkitError
 from sandboxkit.local.isolation._base import BoxSpec, Limits
-from sandboxkit.local.isolation._bubblewrap import BubblewrapIsolation, release
-from sandboxkit.local.isolation._gvisor import GvisorIsolation, find_runsc
-from sandboxkit.local.isolation._namespace import enter
-from sandboxkit.local.isolation._remedies import MISSING_BWRAP, MISSING_RUNSC, HostFacts, host_facts, remedy
-from sandboxkit.local.isolation._runtime import wheel_bwrap
+from sandboxkit.local.isolation.bubblewrap._bubblewrap import BubblewrapIsolation, release
+from sandboxkit.local.isolation.gvisor._gvisor import GvisorIsolation, find_runsc
+from sandboxkit.local.isolation.host._namespace import enter
+from sandboxkit.local.isolation.host._remedies import MISSING_BWRAP, MISSING_RUNSC, HostFacts, host_facts, remedy
+from sandboxkit.local.isolation.host._runtime import wheel_bwrap
 
 PROBE_WITHIN = 60.0
 OVERLAY_SINCE = (5, 11)

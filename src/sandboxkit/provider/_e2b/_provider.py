@@ -26,6 +26,7 @@ from sandboxkit.provider._asyncio import Here, TrioCall
 from sandboxkit.provider._base import CreateRequest
 from sandboxkit.provider._e2b._create import again_if_the_reply_was_lost, made_or_killed
 from sandboxkit.provider._e2b._own_engine import CallOnOwnEngine
+from sandboxkit.provider._e2b._raw import RawSandbox
 from sandboxkit.provider._e2b._request import connection_options, cross, one_request
 from sandboxkit.provider._e2b._sandbox import E2BSandbox
 from sandboxkit.provider._network import NetworkOptions, machine_indexes, network_options
@@ -134,7 +135,7 @@ class E2BProvider:
         end_at = datetime.now(UTC) + timedelta(seconds=lifetime)
 
         async def make() -> AsyncSandbox:
-            return await AsyncSandbox.create(
+            return await RawSandbox.create(
                 request.template,
                 timeout=lifetime,
                 metadata=dict(request.metadata),
@@ -168,7 +169,7 @@ class E2BProvider:
         seconds = math.ceil(lifetime)
 
         async def connect() -> E2BSandbox:
-            raw: Any = await AsyncSandbox.connect(sandbox_id, timeout=seconds, **options)  # typed as its base class
+            raw: Any = await RawSandbox.connect(sandbox_id, timeout=seconds, **options)  # typed as its base class
             info = await raw.get_info()
             way = _way_to(engine, sandbox_id)
             return E2BSandbox(raw, info.name or info.template_id, info.end_at, way)

@@ -1,0 +1,1 @@
+"""Boxes by bubblewrap, or by a warden with bubblewrap's words."""

@@ -1,0 +1,1 @@
+"""Boxes by gVisor, whose kernel is not the host's."""

@@ -1,0 +1,1 @@
+"""The processes of a box, as the host sees and stops them."""
