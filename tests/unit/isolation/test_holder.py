@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from sandboxkit.local.isolation.host._holder import MACHINES, holder
-from sandboxkit.local.isolation.seccomp import _filter as _seccomp
+from sandboxkit.local.isolation.seccomp import _filter
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="boxes need Linux")
 
 
 def test_each_machine_that_boxes_are_made_on_has_one() -> None:
-    assert set(MACHINES) == set(_seccomp.ARCHITECTURES)
+    assert set(MACHINES) == set(_filter.ARCHITECTURES)
 
 
 @contextmanager

@@ -343,16 +343,17 @@ def prepare() -> Shell:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _open_streams()
     shell = make_shell()
-    gather(lambda: rehearse(shell, 1))
-    rehearse(shell, REPEATS)
+    gather(lambda: rehearse(shell))
+    for _ in range(REPEATS):
+        rehearse(shell)
     return shell
 
 
-def rehearse(shell: Shell, times: int) -> None:
+def rehearse(shell: Shell) -> None:
     """Serve some cells to nobody, and forget them; see `_pages`."""
     names = dict(shell.user_ns)
     ours, theirs = (Wire(one.detach()) for one in socket.socketpair())
-    for number, code in enumerate(REHEARSED * times):
+    for number, code in enumerate(REHEARSED):
         ours.send({"op": "execute", "cell": number}, json.dumps({"code": code, "envs": {}}).encode())
     with no_new_sources():
         Kernel(theirs, shell).rehearse()

@@ -17,7 +17,7 @@ AGENT = f"{PREFIX}/agent"
 STAGE = "/tmp/box"
 """Where a warden, in the mount table of a box that it makes, finds the box's own file system."""
 HOLDER = (f"{AGENT}/holder",)
-"""Keeps a box open that an agent will enter (`_holder`)."""
+"""Keeps a box open that an agent will enter (`host/_holder`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ order, so that a box has the same mount table whoever made it (`tests/security/t
 line). What bubblewrap spends its time on is left out: it reads the whole mount table again for each mount.
 
     warden ── clone: user, mount, process, network, IPC and UTS namespaces ──> the box's first process
-              control groups, cgroup namespace, mounts, root, a second user namespace, no rights, filter ──> `_holder`
+              control groups, cgroup namespace, mounts, root, a second user namespace, no rights, filter ──> holder
 
 The first process ends up as a program that does nothing but keep the box open. It ignores the ends of children, so that
 the kernel lets orphans go by itself. Standard library only.
