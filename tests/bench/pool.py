@@ -252,7 +252,8 @@ def on_the_sync_face(repeat: int, endpoint: Endpoint) -> None:
         }
         in_turns(works, 5)
         took = in_turns(works, repeat * 15)
-        line("the same by the synchronous face", took["ours"], took["sync"], "the SDK's synchronous one")
+        loop = type(portal.loop).__module__.partition(".")[0]
+        line(f"the same by the synchronous face ({loop})", took["ours"], took["sync"], "the SDK's synchronous one")
         line("  beside what it stands on", took["ours"], took["async"], "its asynchronous one, by the same crossing")
 
 
