@@ -10,6 +10,7 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -320,3 +321,35 @@ def test_a_volume_that_fills_ends_its_sandbox(
 
     asyncio.run(run())
     assert set(ended) == {("a", "a volume is full")}
+
+
+def test_one_that_is_being_made_is_nobodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name is taken, it is not listed and cannot be destroyed; who breaks off meanwhile leaves it whole."""
+    ours = volumes(tmp_path / "v")
+    begun, go_on = threading.Event(), threading.Event()
+    rename = os.rename
+
+    def wait_and_rename(source: Any, target: Any) -> None:
+        begun.set()
+        go_on.wait(10)
+        rename(source, target)
+
+    async def scenario() -> None:
+        monkeypatch.setattr(os, "rename", wait_and_rename)
+        making = asyncio.create_task(ours.create("one"))
+        await asyncio.to_thread(begun.wait, 10)
+        with pytest.raises(Refused) as error:
+            await ours.create("one")
+        assert error.value.status == 409
+        assert ours.all() == []
+        making.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await making
+        (made,) = ours.all()
+        assert ours.data(made).is_dir()
+        await ours.destroy(made.volume_id)
+        assert os.listdir(tmp_path / "v") == []
+
+    asyncio.run(scenario())

@@ -23,6 +23,7 @@ from sandboxkit.local.agent import _removal
 from sandboxkit.local.control.volumes._rules import NAME, Mounted, Wish, full, in_use, no_such_volume
 from sandboxkit.local.images._disk import TooDeep, written_below
 from sandboxkit.local.isolation._base import Layer
+from sandboxkit.local.isolation._waiting import uncancelled
 
 RECORD = "record.json"
 LONGEST_RECORD = 64 * 1024
@@ -50,6 +51,8 @@ class Volumes:
         self._new_id = new_id
         self._new_token = new_token
         self._by_id: dict[str, Volume] = {}
+        self._making: set[str] = set()
+        """Names of those that are not there yet, and can be had by nobody else."""
 
     def start(self) -> None:
         """Take in the volumes that an engine before this one has kept, and remove what was not completed. Blocks."""
@@ -125,15 +128,17 @@ class Volumes:
 
     async def create(self, name: str) -> Volume:
         """Make an empty one. Refused: 409 where there is one of this name; OSError where the disk is full."""
-        if any(one.name == name for one in self._by_id.values()):
+        if name in self._making or any(one.name == name for one in self._by_id.values()):
             raise in_use(name)
         volume = Volume(volume_id=self._new_id(), name=name, token=self._new_token())
-        self._by_id[volume.volume_id] = volume
+        self._making.add(name)
+        making = asyncio.create_task(asyncio.to_thread(self._make, volume))
         try:
-            await asyncio.to_thread(self._make, volume)
-        except BaseException:
-            del self._by_id[volume.volume_id]
-            raise
+            await uncancelled(making)
+        finally:
+            self._making.discard(name)
+            if making.exception() is None:  # so also where nobody waits for it any more
+                self._by_id[volume.volume_id] = volume
         log(logging.INFO, "volume.created", volume=volume.volume_id)
         return volume
 

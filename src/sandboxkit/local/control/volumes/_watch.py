@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 from collections.abc import Iterable
 
+from sandboxkit.local._log import log
 from sandboxkit.local.control._sandboxes import Sandboxes
 from sandboxkit.local.control._states import Query
 from sandboxkit.local.control.volumes._volumes import Volumes
@@ -26,10 +27,16 @@ async def watch(volumes: Volumes, sandboxes: Sandboxes, *, most_sandboxes: int) 
                 for one in sandbox.wanted.volumes:
                     users.setdefault(one.volume_id, {})[sandbox.sandbox_id] = live.box.init_pid
         for volume_id, inits in users.items():
-            with contextlib.suppress(OSError):  # no descriptors left for a look: there is another one
-                if await asyncio.to_thread(_is_overfull, volumes, volume_id, list(inits.values())):
-                    for sandbox_id in inits:
-                        sandboxes.lost(sandbox_id, "a volume is full")
+            try:
+                is_overfull = await asyncio.to_thread(_is_overfull, volumes, volume_id, list(inits.values()))
+            except OSError:  # no descriptors left for a look: there is another one
+                continue
+            except Exception as error:  # whatever it is, the others are looked at
+                log(logging.ERROR, "volume.watch_failed", volume=volume_id, error=type(error).__name__, exc_info=True)
+                continue
+            if is_overfull:
+                for sandbox_id in inits:
+                    sandboxes.lost(sandbox_id, "a volume is full")
 
 
 def _is_overfull(volumes: Volumes, volume_id: str, inits: Iterable[int]) -> bool:
