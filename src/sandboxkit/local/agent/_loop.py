@@ -432,7 +432,7 @@ def serve(fd: int, *, can_fork_kernels: bool = False, fork: Callable[[], int] = 
 
     Args:
         can_fork_kernels: raise `_programs.BecomeKernel` in a fork that is to be a kernel, instead of starting one.
-        fork: how to fork for all other programs.
+        fork: how to fork for programs.
     """
     _handles.raise_limit()
     _programs.heed_signals()

@@ -59,7 +59,7 @@ class Rules:
     can_fork_kernels = False
     """Whether this process has an interpreter loaded that was never used."""
     fork: Callable[[], int] = staticmethod(os.fork)
-    """How to fork for a program that is exec'd: without what Python does at forks, where that takes long."""
+    """How to fork: without what Python does at forks, where that takes long."""
 
     processes = 256
     open_files = 4096
@@ -175,7 +175,7 @@ def _start(
 ) -> int:
     verdict, report = os.pipe()
     forks_kernel = rules.can_fork_kernels and argv == KERNEL and 3 in fds and not _differs_at_start(envs)
-    pid = os.fork() if forks_kernel else rules.fork()
+    pid = rules.fork()
     if pid == 0:
         path = cwd
         try:
