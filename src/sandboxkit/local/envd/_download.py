@@ -134,6 +134,8 @@ async def _send_body(
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     if length is not None:
         raw.append((b"content-length", str(length).encode()))
+    # Before the answer begins: a sandbox that is paused or killed meanwhile can still be told as gone.
+    piece = b"" if head or length == 0 else await anext(pieces, b"")
     await send({"type": "http.response.start", "status": status, "headers": raw})
     if head or length == 0:
         await send({"type": "http.response.body", "body": b""})
@@ -141,11 +143,12 @@ async def _send_body(
     gone = asyncio.ensure_future(until_gone(receive))
     try:
         sent = 0
-        async for piece in pieces:
+        while piece:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
             sent += len(piece)
             if gone.done():
                 raise ClientGone
+            piece = await anext(pieces, b"")
         if length is not None and sent < length:
             raise ClientGone
         await send({"type": "http.response.body", "body": b""})

@@ -167,7 +167,8 @@ class Running:
             status = await self._process.wait()
             self._leader_ended = True
             self._hurry()
-            await asyncio.gather(*pumps.values())
+            for pump in pumps.values():
+                await pump  # of one that has ended by now this takes no turn of the loop
             self._finish(Ended.of(status))
         except AgentLost as lost:
             self._finish(lost)
