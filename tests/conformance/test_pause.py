@@ -48,7 +48,7 @@ def test_memory_files_and_processes_are_there_after_it(create: Callable[..., Any
     sandbox.run_code("x = 41")
     sandbox.files.write("kept", "yes")
     command = sandbox.commands.run(
-        "i=0; while true; do i=$((i+1)); echo $i > counted; sleep 0.01; done", background=True
+        "i=0; while true; do i=$((i+1)); echo $i > next; mv next counted; sleep 0.01; done", background=True
     )
     wait_until(lambda: sandbox.files.exists("counted"))
     assert sandbox.pause() is True
