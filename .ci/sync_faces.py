@@ -93,9 +93,9 @@ FACES = (
             """,
             "sandbox": """
                 raw = self._async.sandbox
-                if self._twin is None:
-                    self._twin = _sync_twin(raw)
-                return self._twin
+                if self._twin is None or self._twin[0] is not raw:  # another one, after a loss
+                    self._twin = raw, _sync_twin(raw)
+                return self._twin[1]
             """,
             "run": """
                 call: _portal.Call[Any] = _portal.Call(self._portal)

@@ -552,9 +552,9 @@ class Session:
     def sandbox(self) -> Any:
         """The SDK's own sandbox object, for all that is not wrapped here. Its uses renew nothing."""
         raw = self._async.sandbox
-        if self._twin is None:
-            self._twin = _sync_twin(raw)
-        return self._twin
+        if self._twin is None or self._twin[0] is not raw:  # another one, after a loss
+            self._twin = raw, _sync_twin(raw)
+        return self._twin[1]
 
     @property
     def source(self) -> Source:

@@ -67,3 +67,17 @@ def test_runs_share_one_http_client(engine: Endpoint, monkeypatch: pytest.Monkey
         assert [session.run_code("1 + 1").text for _ in range(3)] == ["2"] * 3
         assert made == []
         assert type(session._async.sandbox).__name__ == "AsyncSandbox", "users see the SDK's name"
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_files_go_on_in_the_sandbox_that_replaces_a_lost_one(engine: Endpoint) -> None:
+    """The root there is another directory, which is no change of the tree under whoever holds the session."""
+    with SandboxPool(endpoint=engine, on_loss="recreate") as pool, pool.session("a") as session:
+        for number in range(4):
+            session.files.write("x", str(number))
+            assert session.files.read_text("x") == str(number)
+            session.sandbox.kill()
+        session.files.write("y", "last")
+        assert [entry.name for entry in session.files.list()] == ["y"]
+        assert len(session.losses) == 4

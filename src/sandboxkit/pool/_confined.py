@@ -12,6 +12,9 @@ from sandboxkit.safefs import HelperConfined
 if TYPE_CHECKING:
     from sandboxkit.pool._lease import Lease
 
+_WITHOUT_IDENTITY = ("events", "unwatch", "watch")
+"""Operations whose answers do not say which directory the root is."""
+
 
 class LeasedConfined:
     """`Confined` over whichever sandbox the session has now: its own way, or the helper where it has none."""
@@ -21,6 +24,8 @@ class LeasedConfined:
         self._root = root
         self._own = first
         self._sandbox_id = lease.core.sandbox.sandbox_id
+        self._shown = self._here = b""
+        """Which directory the root is: as SafeFS was told first, and in the sandbox of now."""
         self.can_watch = first.can_watch
 
     @property
@@ -38,12 +43,19 @@ class LeasedConfined:
 
     async def call(self, call: FileCall) -> FileAnswer:
         async def operate(sandbox: ProviderSandbox) -> FileAnswer:
-            asked = call
             if sandbox.sandbox_id != self._sandbox_id:
                 # Another sandbox after a loss: its root is another directory, which nobody has seen yet.
-                self._own, self._sandbox_id = await way_of(sandbox, self._root), sandbox.sandbox_id
-                asked = dataclasses.replace(call, identity=b"")
-            return await self._own.call(asked)
+                self._own, self._here = await way_of(sandbox, self._root), b""
+                self._sandbox_id = sandbox.sandbox_id
+            answer = await self._own.call(dataclasses.replace(call, identity=self._here))
+            if call.operation in _WITHOUT_IDENTITY:
+                return answer
+            self._shown = self._shown or answer.identity
+            if sandbox.sandbox_id == self._sandbox_id:  # else it was lost right after it had answered
+                self._here = self._here or answer.identity
+                if answer.identity != self._here:
+                    return answer  # another root in the same sandbox: SafeFS sees that
+            return dataclasses.replace(answer, identity=self._shown)
 
         answer = await self._lease.carry_out(0.0, operate)
         await self._remember(call)
