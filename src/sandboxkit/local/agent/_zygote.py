@@ -123,8 +123,10 @@ def call_oneself(words: list[bytes], place: tuple[int, int]) -> None:
 
 def start_kernel(shell: Any, environment: dict[bytes, bytes], line: tuple[int, int]) -> None:
     """Serve cells over descriptor 3, as a kernel that was started by exec would."""
+    from . import kernel_loop, kernel_shell
+
     os.closerange(CONTROL + 1, _entry.HIGHEST)
-    os.environb.update(environment)
+    os.environb.update({**kernel_shell.SHOWN_BY, **environment})
     if b"TZ" in environment:
         time.tzset()
     # As at a fork of Python's own: other kernels of this agent's are to have other numbers.
@@ -133,8 +135,6 @@ def start_kernel(shell: Any, environment: dict[bytes, bytes], line: tuple[int, i
     # What the zygote saw in its working directory was that of another box.
     for path in ("/home/user", "", os.getcwd()):
         sys.path_importer_cache.pop(path, None)
-    from . import kernel_loop
-
     # A user's own module may be called so. By name, for to look at each is to write to each: it is counted who has it.
     # They are kept, for what goes writes to all that it had.
     kept = [sys.modules.pop(name, None) for name in ("agent", "agent._loop", "agent._zygote")]
