@@ -26,6 +26,7 @@ from typing import Any
 
 from ._pages import REPEATS, gather
 from .kernel_mime import DERIVED, encode, fields
+from .kernel_shell import SHOWN_BY as SHOWN_BY
 from .kernel_shell import Shell, make_shell
 from .kernel_wire import MAX_BODY, Wire
 
