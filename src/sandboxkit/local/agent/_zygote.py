@@ -121,10 +121,12 @@ def call_oneself(words: list[bytes], place: tuple[int, int]) -> None:
         ctypes.memmove(start, line.ljust(size, b"\0"), size)
 
 
-def start_kernel(shell: Any, environment: dict[bytes, bytes], line: tuple[int, int]) -> None:
-    """Serve cells over descriptor 3, as a kernel that was started by exec would."""
+def start_kernel(kernel_loop: Any, shell: Any, environment: dict[bytes, bytes], line: tuple[int, int]) -> None:
+    """Serve cells over descriptor 3, as a kernel that was started by exec would. `kernel_loop` is the module, which a
+    zygote of agents alone has not."""
     os.closerange(CONTROL + 1, _entry.HIGHEST)
-    os.environb.update(environment)
+    for name, value in {**kernel_loop.SHOWN_BY, **environment}.items():
+        os.environb[name] = value
     if b"TZ" in environment:
         time.tzset()
     # As at a fork of Python's own: other kernels of this agent's are to have other numbers.
@@ -133,10 +135,8 @@ def start_kernel(shell: Any, environment: dict[bytes, bytes], line: tuple[int, i
     # What the zygote saw in its working directory was that of another box.
     for path in ("/home/user", "", os.getcwd()):
         sys.path_importer_cache.pop(path, None)
-    from . import kernel_loop
-
     # A user's own module may be called so. By name, for to look at each is to write to each: it is counted who has it.
     # They are kept, for what goes writes to all that it had.
-    kept = [sys.modules.pop(name, None) for name in ("agent", "agent._loop", "agent._zygote")]
+    kept = [sys.modules.pop(module, None) for module in ("agent", "agent._loop", "agent._zygote")]
     kernel_loop.serve(CONTROL, shell)
     del kept

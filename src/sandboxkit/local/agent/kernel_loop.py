@@ -26,7 +26,8 @@ from typing import Any
 
 from ._pages import REPEATS, gather
 from .kernel_mime import DERIVED, encode, fields
-from .kernel_shell import Shell, environment_for_shell, make_shell
+from .kernel_shell import SHOWN_BY as SHOWN_BY
+from .kernel_shell import Shell, make_shell
 from .kernel_wire import MAX_BODY, Wire
 
 READY = {"op": "ready"}
@@ -379,7 +380,6 @@ def serve(descriptor: int, shell: Shell | None = None) -> None:
         _open_streams()
     else:
         shell.starting_dir = os.getcwd()
-        environment_for_shell()
     faulthandler.enable()
     wire = Wire(descriptor)
     # A child by fork must neither speak for us nor keep the socket open after our end.

@@ -121,9 +121,8 @@ class Shell(InteractiveShell):
     system_piped = system_raw = system
 
 
-def environment_for_shell() -> None:
-    """Set what libraries ask the environment about where they show things."""
-    os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+SHOWN_BY = {b"MPLBACKEND": b"module://matplotlib_inline.backend_inline"}
+"""What libraries ask the environment about where they show things."""
 
 
 def make_shell() -> Shell:
@@ -134,7 +133,8 @@ def make_shell() -> Shell:
     config.InteractiveShell.colors = "nocolor"
     config.InteractiveShell.banner1 = ""
     config.Completer.use_jedi = False
-    environment_for_shell()
+    for name, value in SHOWN_BY.items():
+        os.environb.setdefault(name, value)
     shell: Shell = Shell.instance(config=config)
     # What `%cd` and `%bookmark` remember; on disk it would outlive the context.
     shell.db = {}

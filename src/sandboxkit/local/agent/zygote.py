@@ -27,14 +27,14 @@ def main() -> None:
         sys.path.append(os.path.dirname(here))
     from agent import _loop, _programs, _zygote  # type: ignore[import-not-found]
 
-    shell, path, line = None, sys.path[:], (0, 0)
+    loop, shell, path, line = None, None, sys.path[:], (0, 0)
     if kind == "kernel":
         from agent import kernel_loop
 
         # In a notebook the working directory comes first.
         sys.path[0] = ""
         sys.argv[:] = [KERNEL]
-        shell = kernel_loop.prepare()
+        loop, shell = kernel_loop, kernel_loop.prepare()
         path, line = sys.path[:], _zygote.own_line()
         # Not in an agent: nothing that a program has put into its home is to be imported there.
         sys.path[:] = [place for place in path if place]
@@ -50,7 +50,7 @@ def main() -> None:
         # Nothing that a module has asked to be called at exit is to run in an agent.
         os._exit(0)
     sys.path[:] = path
-    _zygote.start_kernel(shell, environment, line)
+    _zygote.start_kernel(loop, shell, environment, line)
 
 
 if __name__ == "__main__":
