@@ -69,6 +69,8 @@ def test_variables_and_directory(colour: Any, box: Any, folder: str) -> None:
     assert colour.do(run("pwd", cwd=folder)).stdout == f"{folder}\n"
     assert colour.do(run("pwd", cwd=folder.removeprefix("/home/user/"))).stdout == f"{folder}\n"
     assert colour.do(run("pwd", cwd="~")).stdout == "/home/user\n"
+    told = colour.do(run("echo $E2B_SANDBOX $E2B_SANDBOX_ID $E2B_TEAM_ID $E2B_TEMPLATE_ID")).stdout
+    assert told == f"true {box.sandbox_id} local base\n"
 
 
 def test_a_missing_directory_is_an_invalid_argument(colour: Any, box: Any) -> None:

@@ -106,7 +106,7 @@ def test_what_is_seen_inside(box_runner: Any, ordinary: bool, zygote: str) -> No
     words = seen["one"]["cmdline"].split("\0")
     python = "/opt/sandboxkit/python/bin/python3"
     if zygote == "only":
-        assert words == ["/usr/bin/cat", ""]
+        assert words == ["/opt/sandboxkit/agent/holder", ""]
         assert seen["agent"]["cmdline"].split("\0")[0] == python
     else:
         assert words[:2] == ["bwrap", "--args"]

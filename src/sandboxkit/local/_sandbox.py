@@ -46,6 +46,7 @@ class SandboxSettings:
             "LANG": "C.UTF-8",
             "E2B_SANDBOX": "true",
             "E2B_SANDBOX_ID": self.sandbox_id,
+            "E2B_TEAM_ID": "local",  # an engine has no teams, and one owner
             "E2B_TEMPLATE_ID": self.template_id,
         }
         return ours | dict(self.network_variables()) | dict(self.envs)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -130,6 +131,17 @@ def test_traffic_resumes_where_it_was_wanted(hollow: Any) -> None:
     with ThreadPoolExecutor(4) as threads:
         assert set(threads.map(lambda _: _ask(hollow, made), range(8))) == {200}
     assert _state(hollow, made) == "running"
+
+
+@pytest.mark.parametrize(("wanted", "least"), [(10, 300), (1000, 1000)])
+def test_traffic_resumes_for_five_minutes_or_what_was_wanted(hollow: Any, wanted: int, least: int) -> None:
+    """What traffic resumes lives for its creator's timeout, and for five minutes at least, as at E2B."""
+    made = hollow.create(timeout=wanted, autoPause=True, autoResume={"enabled": True})["sandboxID"]
+    hollow.client.post(f"/sandboxes/{made}/pause")
+    before = datetime.now(UTC)
+    assert _ask(hollow, made) == 200
+    left = datetime.fromisoformat(hollow.client.get(f"/sandboxes/{made}").json()["endAt"]) - before
+    assert least <= left.total_seconds() < least + 10
 
 
 def test_a_connect_waits_for_a_pause_in_progress(hollow: Any, wait_until: Callable[..., None]) -> None:

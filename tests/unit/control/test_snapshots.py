@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -350,7 +351,12 @@ def test_logs_tell_a_life(hollow: Any) -> None:
     assert [one["message"] for one in later] == ["sandbox.resumed"]
     assert hollow.client.get(path, params={"level": "error"}).json()["logs"] == []
     v1 = hollow.client.get(f"/sandboxes/{made}/logs", params={"limit": 2}).json()
-    assert [one["line"].split()[0] for one in v1["logs"]] == ["sandbox.created", "sandbox.paused"]
+    lines = [json.loads(one["line"]) for one in v1["logs"]]
+    assert [(one["level"], one["logger"], one["message"]) for one in lines] == [
+        ("info", "engine", "sandbox.created"),
+        ("info", "engine", "sandbox.paused"),
+    ]
+    assert lines[0]["template"] == found[0]["fields"]["template"]
     assert v1["logEntries"] == found[:2]
     for name, value in (("limit", "1001"), ("direction", "up"), ("level", "loud"), ("cursor", "x")):
         assert hollow.client.get(path, params={name: value}).status_code == 400

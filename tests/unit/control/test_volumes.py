@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import itertools
 import os
-from collections.abc import AsyncIterator, Callable
+import struct
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +87,63 @@ def test_what_cannot_be_measured_is_full(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(Refused, match="full"):
         asyncio.run(ours.room(made))
     asyncio.run(ours.destroy(made.volume_id))
+    assert list((tmp_path / "v").iterdir()) == []
+
+
+AT_WORK = """
+import os, sys
+victim = sys.argv[1]
+names = [f"a{n}" for n in range(20)]
+for name in names:
+    os.mkdir(name)
+    for file in sys.argv[2:]:
+        os.close(os.open(f"{name}/{file}", os.O_CREAT | os.O_WRONLY))
+    os.chmod(name, 0o555)
+    os.symlink(victim, f"z{name}")
+print(flush=True)
+while True:
+    for name in names:
+        for one, other in ((name, f"t{name}"), (f"z{name}", name), (f"t{name}", f"z{name}")):
+            try:
+                os.rename(one, other)
+            except OSError:
+                pass
+"""
+
+
+@contextlib.contextmanager
+def an_ordinary_user() -> Iterator[None]:
+    """This thread, and those that it starts, may do no more with files than their owner may, if it is root."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = struct.pack("Ii", 0x20080522, 0)
+    held = ctypes.create_string_buffer(24)
+    assert libc.capget(header, held) == 0
+    effective, *others = struct.unpack("6I", held.raw)
+    assert libc.capset(header, struct.pack("6I", effective & ~0b1110, *others)) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, held.raw) == 0
+
+
+def test_nothing_else_is_destroyed_with_it(tmp_path: Path) -> None:
+    """While a program that has it exchanges its directories for links that lead out of it."""
+    files = [f"precious{number}" for number in range(100)]
+    (tmp_path / "home").mkdir(mode=0o755)
+    for file in files:
+        (tmp_path / "home" / file).touch()
+    ours = volumes(tmp_path / "v")
+    made = asyncio.run(ours.create("one"))
+    command = [sys.executable, "-I", "-S", "-c", AT_WORK, str(tmp_path / "home"), *files]
+    with an_ordinary_user(), subprocess.Popen(command, cwd=ours.data(made), stdout=subprocess.PIPE) as at_work:
+        assert at_work.stdout is not None
+        at_work.stdout.readline()
+        asyncio.run(ours.destroy(made.volume_id))
+        at_work.kill()
+    assert len(os.listdir(tmp_path / "home")) == len(files)
+    assert (tmp_path / "home").stat().st_mode & 0o777 == 0o755
+    # What the program has held on to goes with the next start.
+    assert volumes(tmp_path / "v").all() == []
     assert list((tmp_path / "v").iterdir()) == []
 
 
@@ -199,36 +261,62 @@ def test_mounts_that_are_refused(mounts: object) -> None:
         _rules.read_mounts(mounts)
 
 
-def test_a_volume_that_fills_ends_its_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever has it; others live on."""
+def fill_by_name(data: Path) -> int | None:
+    (data / "file").write_bytes(b"x" * (2 * MIB))
+    return None
+
+
+def fill_without_name(data: Path) -> int | None:
+    (data / "file").touch()
+    held = os.open(data / "file", os.O_WRONLY)
+    (data / "file").unlink()
+    os.write(held, b"x" * (2 * MIB))
+    return held
+
+
+@pytest.mark.parametrize("destroyed", [False, True])
+@pytest.mark.parametrize("fill", [fill_by_name, fill_without_name])
+def test_a_volume_that_fills_ends_its_sandbox(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fill: Callable[[Path], int | None], destroyed: bool
+) -> None:
+    """Whoever has it, also after it was destroyed; others live on."""
     from types import SimpleNamespace
 
     from sandboxkit.local.control.volumes import _watch
 
     monkeypatch.setattr(_watch, "LOOK_EVERY", 0.01)
+    # What is full is still there after it was destroyed: somebody holds on to it.
+    monkeypatch.setattr(_volumes, "_remove", lambda place: None)
     ours = volumes(tmp_path / "v")
     ended: list[tuple[str, str]] = []
-    told = asyncio.Event
-
-    def sandbox(sandbox_id: str, mounted: object) -> SimpleNamespace:
-        return SimpleNamespace(sandbox_id=sandbox_id, wanted=SimpleNamespace(volumes=mounted))
 
     async def run() -> None:
-        full, other = await ours.create("full"), await ours.create("other")
-        mounted: Callable[[str], object] = lambda name: ours.wanted([_rules.Wish(name, "/x")])  # noqa: E731
-        done = told()
+        await ours.create("full")
+        await ours.create("other")
+        mounted = {name: ours.wanted([_rules.Wish(name, "/x")]) for name in ("full", "other")}
+        users = {"a": mounted["full"], "b": mounted["other"], "c": ()}
+        done = asyncio.Event()
         house = SimpleNamespace(
             page=lambda query: SimpleNamespace(
-                sandboxes=[sandbox("a", mounted("full")), sandbox("b", mounted("other")), sandbox("c", ())]
+                sandboxes=[
+                    SimpleNamespace(sandbox_id=one, wanted=SimpleNamespace(volumes=volumes_of))
+                    for one, volumes_of in users.items()
+                ]
             ),
+            # This process is in a box of its own, as it were.
+            live=lambda one: SimpleNamespace(box=SimpleNamespace(init_pid=os.getpid() if one == "a" else 0)),
             lost=lambda sandbox_id, reason: (ended.append((sandbox_id, reason)), done.set()),
         )
-        (ours.data(full) / "file").write_bytes(b"x" * (2 * MIB))
-        assert other.name == "other"
+        full = next(one for one in ours.all() if one.name == "full")
+        held = fill(ours.data(full))
+        if destroyed:
+            await ours.destroy(full.volume_id)
         watching = asyncio.create_task(_watch.watch(ours, house, most_sandboxes=9))  # type: ignore[arg-type]
         async with asyncio.timeout(30):
             await done.wait()
         watching.cancel()
+        if held is not None:
+            os.close(held)
 
     asyncio.run(run())
     assert set(ended) == {("a", "a volume is full")}

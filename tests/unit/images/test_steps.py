@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandboxkit.local.images._commands import programs_of, split_apt
 from sandboxkit.local.images._steps import (
+    BEGINNING,
     BadDefinition,
     Definition,
     expand,
     place_of,
-    programs_of,
     read_definition,
-    split_apt,
 )
 
 DIGEST = "a" * 64
@@ -99,6 +99,13 @@ def test_steps_have_the_state_of_those_before() -> None:
     assert [one.number for one in found.steps] == [3, 6]
 
 
+def test_variables_are_made_of_those_that_are_there_from_the_beginning() -> None:
+    """`ENV PATH=/app/bin:$PATH`, which many Dockerfiles have, adds to the path; so does the next one."""
+    found = read(step("ENV", "PATH", "/app/bin:$PATH", "AT", "${HOME}/x"), step("ENV", "PATH", "/b:$PATH"))
+    assert found.envs == {"PATH": f"/b:/app/bin:{BEGINNING['PATH']}", "AT": "/home/user/x"}
+    assert read(step("WORKDIR", "$HOME/x")).workdir == "/home/user/x"
+
+
 def test_apt_must_find_what_it_would_install() -> None:
     """What the SDK makes of apt_install names packages; the rest of such a command runs."""
     (one,) = read(
@@ -131,12 +138,23 @@ def test_root_is_the_one_user_where_that_is_harmless() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["/etc/x", "/usr/local/bin/x", "/", "/opt/sandboxkit/agent/x", "/../etc/x", "/proc/1/mem"]
+    "target", ["/etc/x", "/usr/local/bin/x", "/opt/sandboxkit/agent/x", "/../etc/x", "/proc/1/mem"]
 )
 def test_system_places_are_refused_by_name(target: str) -> None:
     """A template brings files to its home and to directories of its own, and to nothing of the system's."""
     assert "cannot be written" in refused(step("COPY", "x", target, "", "", filesHash=DIGEST)).message
     assert "cannot be written" in refused(step("WORKDIR", target)).message
+
+
+def test_the_root_is_a_place_to_stand_and_not_to_write() -> None:
+    """Every Dockerfile begins in "/", by the SDK: that is no place of the template's, and nothing is copied there."""
+    found = read(step("WORKDIR", "/"), step("RUN", "true"), step("WORKDIR", "app"))
+    assert [one.workdir for one in found.steps] == ["/"]
+    assert (found.workdir, found.places) == ("/app", ("/app",))
+    assert read(step("WORKDIR", "/")).places == ()
+    for before, target in (([], "/"), ([step("WORKDIR", "/")], ".")):
+        copy = step("COPY", "x", target, "", "", filesHash=DIGEST)
+        assert "/ cannot be written" in refused(*before, copy).message
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from sandboxkit.local.interpreter._kernel import Kernel
+from sandboxkit.local.interpreter._languages import PYTHON
 
 pytestmark = [pytest.mark.slow]
 
@@ -266,3 +271,43 @@ def test_code_that_a_dead_kernel_never_began_runs_in_the_next_one(play: Callable
         assert kinds[-1] == "end_of_execution"
 
     play(scenario)
+
+
+def test_a_kernel_that_reads_nothing_leaves_nothing_in_the_loop(play: Callable[..., None], tmp_path: Path) -> None:
+    """Not even a descriptor's number, which is another connection's next: a sandbox would have broken that one."""
+
+    async def scenario(client: Any) -> None:
+        language = dataclasses.replace(PYTHON, interrupted_by="frame")
+        kernel = await Kernel.start(client.agent, language, envs={}, cwd=str(tmp_path))
+        os.kill(kernel._process.pid, signal.SIGSTOP)
+        number = kernel._socket.fileno()
+        kernel.execute("x" * 4_000_000, {})
+        await asyncio.sleep(0.01)
+        await kernel.interrupt(client.agent, group=False)
+        await asyncio.sleep(0.01)
+        kernel.close()
+        await client.agent.signal(kernel._process.pid, signal.SIGKILL)
+        await asyncio.sleep(0.01)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            assert number in (ours.fileno(), theirs.fileno())
+            for end in (ours, theirs):
+                asyncio.get_running_loop().add_reader(end, lambda: None)
+                asyncio.get_running_loop().remove_reader(end)
+        assert not [task for task in asyncio.all_tasks() if "_send_after" in repr(task)]
+
+    play(scenario)
+
+
+def test_a_language_without_a_kernel_leaves_nothing(open_client: Any, tmp_path: Path) -> None:
+    """Neither a context nor a directory in the sandbox's /tmp."""
+    (tmp_path / "tmp").mkdir()
+
+    async def ask() -> None:
+        async with open_client(TMPDIR=str(tmp_path / "tmp")) as client:
+            response = client.start("1", language="fortran")
+            assert "no Jupyter kernel called 'fortran'" in await response.text()
+            assert response.status.result() == 400
+
+    asyncio.run(ask())
+    assert list((tmp_path / "tmp").iterdir()) == []

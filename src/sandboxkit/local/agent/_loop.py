@@ -14,7 +14,7 @@ import os
 import select
 import struct
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 from . import _files, _handles, _programs
 from ._codec import (
@@ -72,6 +72,7 @@ class Agent:
         self.children: dict[int, tuple[int, int]] = {}
         """pidfd -> (pid, request that started it)"""
         self.pids: dict[int, int] = {}
+        """pid -> the process group that it was started in"""
         self.unwatched: dict[int, int] = {}
         """pid -> request, where the kernel has no pidfds"""
         self.signalled = -1
@@ -185,8 +186,7 @@ class Agent:
         elif kind == MAKE_DIR:
             self.send(request, OK, [_files.make_dir(args[0])])
         elif kind == RENAME:
-            _files.rename(args[0], args[1])
-            self.send(request, OK, [])
+            self.jobs[request] = _files.rename(args[0], args[1])
         elif kind == SET_XATTRS:
             _files.set_xattrs(args[0], args[1:])
             self.send(request, OK, [])
@@ -274,21 +274,25 @@ class Agent:
                 master, slave = os.openpty()
                 fcntl.ioctl(slave, TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
             given = dict(zip(targets, fds, strict=True))
-            pid, self.pids[pid] = _programs.spawn(self.rules, cwd, argv, envs, given, tty=slave, leads=bool(leads))
-            self.watch_child(pid, request)
-            self.send(request, OK, [pid], (master,) if cols else ())
+            with nullcontext(0) if leads else _programs.leaderless() as group:
+                pid = _programs.spawn(self.rules, cwd, argv, envs, given, tty=slave, group=group)
+                self.pids[pid] = group or pid
+                self.watch_child(pid, request)
+                self.send(request, OK, [pid], (master,) if cols else ())
         finally:
             for fd in (master, slave):
                 if fd >= 0:
                     os.close(fd)
 
     def watch_child(self, pid: int, request: int) -> None:
-        """Have the end of a child reported, by a pidfd, or by SIGCHLD where the kernel has none."""
+        """Have the end of a child reported, by a pidfd, or by SIGCHLD where the kernel has none or orphans are ours."""
         try:
-            watch = os.pidfd_open(pid)
+            watch = -1 if os.getpid() == 1 else os.pidfd_open(pid)
         except OSError as error:
             if error.errno != errno.ENOSYS:
                 raise
+            watch = -1
+        if watch < 0:
             self.unwatched[pid] = request
             if self.signalled < 0:
                 self.signalled, told = os.pipe()
@@ -314,14 +318,13 @@ class Agent:
         self.ended(pid, request, status)
 
     def reap_unwatched(self) -> None:
-        """Look at every child that has no pidfd."""
+        """Take all that have ended: children without a pidfd, and orphans of theirs where we are the first process."""
         with suppress(BlockingIOError):
             os.read(self.signalled, 4096)
-        for pid, request in tuple(self.unwatched.items()):
-            got, status = os.waitpid(pid, os.WNOHANG)
-            if got:
-                del self.unwatched[pid]
-                self.ended(pid, request, status)
+        with suppress(ChildProcessError):
+            while (taken := os.waitpid(-1, os.WNOHANG))[0]:
+                if taken[0] in self.unwatched:
+                    self.ended(taken[0], self.unwatched.pop(taken[0]), taken[1])
 
     def ended(self, pid: int, request: int, status: int) -> None:
         """Report the end of a child that was taken."""
@@ -339,7 +342,7 @@ class Agent:
             return False
         try:
             if group:
-                os.killpg(self.pids[pid], signum)
+                _programs.signal_group(pid, signum, started_in=self.pids[pid])
             else:
                 os.kill(pid, signum)
         except ProcessLookupError:
@@ -429,7 +432,7 @@ def serve(fd: int, *, can_fork_kernels: bool = False, fork: Callable[[], int] = 
 
     Args:
         can_fork_kernels: raise `_programs.BecomeKernel` in a fork that is to be a kernel, instead of starting one.
-        fork: how to fork for all other programs.
+        fork: how to fork for programs.
     """
     _handles.raise_limit()
     _programs.heed_signals()

@@ -9,13 +9,14 @@ limits of its programs, from its first message on.
 
 from __future__ import annotations
 
+import _ctypes
 import _signal  # type: ignore[import-not-found]
 import errno
 import os
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 
 from ._codec import number, pack, unpack
 from ._files import fail
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 TIOCSCTTY = 0x540E
+CLONE_VM = 0x100
+USE_ERRNO = 8
+"""What `ctypes` calls FUNCFLAG_USE_ERRNO."""
 LOCKED = 8 * 1024 * 1024
 """Bytes of memory that a program may lock."""
 QUEUED = 819_200
@@ -55,7 +59,7 @@ class Rules:
     can_fork_kernels = False
     """Whether this process has an interpreter loaded that was never used."""
     fork: Callable[[], int] = staticmethod(os.fork)
-    """How to fork for a program that is exec'd: without what Python does at forks, where that takes long."""
+    """How to fork: without what Python does at forks, where that takes long."""
 
     processes = 256
     open_files = 4096
@@ -97,36 +101,73 @@ def spawn(
     fds: dict[int, int],
     *,
     tty: int = -1,
-    leads: bool = True,
-) -> tuple[int, int]:
-    """Start a program and return its pid and its process group once it really runs; OSError with the path that was at
-    fault if not. It leads its group and a session, or else is in a group of its own that nobody leads."""
-    with nullcontext(0) if leads else _leaderless(rules) as group:
-        if rules.are_held and tty < 0 and fds.keys() <= {0, 1, 2}:
-            pid = _start_by_vfork(cwd, argv, envs, fds, group=group or None)
-            if argv != KERNEL:
-                rules.can_fork_kernels = False
-        else:
-            pid = _start(rules, cwd, argv, envs, fds, tty, group)
-    return pid, group or pid
+    group: int = 0,
+) -> int:
+    """Start a program and return its pid once it really runs; OSError with the path that was at fault if not. It is in
+    the process group that is given, else it leads one and a session."""
+    if rules.are_held and tty < 0 and fds.keys() <= {0, 1, 2}:
+        pid = _start_by_vfork(cwd, argv, envs, fds, group=group or None)
+        if argv != KERNEL:
+            rules.can_fork_kernels = False
+        return pid
+    return _start(rules, cwd, argv, envs, fds, tty, group)
 
 
 @contextmanager
-def _leaderless(rules: Rules) -> Iterator[int]:
-    """A process group that can be joined here. Its leader has ended, and is not taken before; after that the group's
-    number stays while somebody is in it."""
-    if rules.are_held:
-        leader = _start_by_vfork(b"/", [b"/bin/true"], {}, {}, group=0)
-    else:
-        leader = os.fork()
-        if leader == 0:
-            os._exit(0)
+def leaderless() -> Iterator[int]:
+    """A process group for one program that does not lead it. It can be joined here, where its leader has ended and is
+    not taken yet; after that its number stays while somebody is in it."""
+    stack = _Stack()
+    leader = _end_at_once(stack)
     try:
-        if not rules.are_held:
-            os.setpgid(leader, leader)
+        os.setpgid(leader, leader)
         yield leader
     finally:
         os.waitpid(leader, 0)
+
+
+class _Pointer(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "P"
+
+
+class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "i"
+
+
+class _Stack(_ctypes.Array):  # type: ignore[type-arg]
+    _type_, _length_ = _Pointer, 512
+
+
+class _Clone(_ctypes.CFuncPtr):
+    _flags_, _restype_ = _ctypes.FUNCFLAG_CDECL | USE_ERRNO, _Int
+    _argtypes_ = (_Pointer, _Pointer, _Int, _Pointer)
+
+
+def _end_at_once(stack: _Stack) -> int:
+    """Make a child that ends, and is to be taken; until then its stack is needed. It shares our memory for one call of
+    `_exit`: so it is made in microseconds, whatever is loaded here, and leaves nothing but its number."""
+    libc = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]
+    clone, end = (_ctypes.dlsym(libc, name) for name in ("clone", "_exit"))
+    top = _ctypes.addressof(stack) + _ctypes.sizeof(stack)
+    # A handler of ours is not to run in it: it would do so on our data, and the stack has no room for one.
+    mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
+    try:
+        pid: int = _Clone(clone)(end, top - top % 16, CLONE_VM | _signal.SIGCHLD, 0)
+    finally:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
+    if pid < 0:
+        raise fail(_ctypes.get_errno(), b"")
+    return pid
+
+
+def signal_group(pid: int, signum: int, *, started_in: int) -> None:
+    """Signal a child's group: the one that it was started in or leads by now; where it has joined another one, only
+    itself. The number of a group that it has left may be another's."""
+    group = os.getpgid(pid)
+    if group in (started_in, pid):
+        os.killpg(group, signum)
+    else:
+        os.kill(pid, signum)
 
 
 def _start(
@@ -134,7 +175,7 @@ def _start(
 ) -> int:
     verdict, report = os.pipe()
     forks_kernel = rules.can_fork_kernels and argv == KERNEL and 3 in fds and not _differs_at_start(envs)
-    pid = os.fork() if forks_kernel else rules.fork()
+    pid = rules.fork()
     if pid == 0:
         path = cwd
         try:
@@ -170,7 +211,7 @@ def _start(
 def _start_by_vfork(
     cwd: bytes, argv: list[bytes], envs: dict[bytes, bytes], fds: dict[int, int], *, group: int | None
 ) -> int:
-    """`group`: None for a session of its own, 0 for a group of its own."""
+    """`group`: None for a session of its own."""
     import subprocess
 
     stdin, stdout, stderr = (fds.get(number, subprocess.DEVNULL) for number in range(3))

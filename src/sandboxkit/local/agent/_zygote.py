@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from . import _entry, _verbs  # noqa: F401 (the rarer verbs: here they cost no start anything)
 from ._codec import unpack
+from ._pages import REPEATS, fill_holes
 from ._programs import KERNEL
 
 CONTROL = 3
@@ -44,11 +45,11 @@ def serve(without: Collection[str]) -> NoReturn:
     control = socket.socket(fileno=CONTROL)
     # Forks in between are never waited for, and their number is free again at once.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    os.umask(0o077)
-    gc.collect()
+    state = random.getstate()
+    _rehearse(state)
+    fill_holes()
     gc.freeze()
     control.send(b"ready")
-    state = random.getstate()
     while True:
         data, rights, _, _ = control.recvmsg(MAX_REQUEST, socket.CMSG_SPACE(4 * MAX_FDS), socket.MSG_CMSG_CLOEXEC)
         if not data:
@@ -86,6 +87,16 @@ def _enter(entry: _entry.Entry, without: Collection[str], state: object) -> NoRe
     raise Entered
 
 
+def _rehearse(state: object) -> None:
+    """Do what forks will do, where that changes nothing here; see `_pages`."""
+    environment = dict(os.environb)
+    for _ in range(REPEATS):
+        _entry.faults(state)
+        os.environ.clear()
+        os.environb.update(environment)
+    os.umask(0o077)
+
+
 def fork() -> int:
     """fork(2), and nothing else: what Python does at forks makes up for threads and locks, of which there are none
     here, and for randomness, which is a step of its own; it takes a millisecond, most of it copies of pages."""
@@ -95,28 +106,37 @@ def fork() -> int:
     return pid
 
 
-def call_oneself(words: list[bytes]) -> None:
-    """Change the command line that others see, where it fits: the words lie in our own memory."""
-    with open("/proc/self/stat", "rb") as file:
-        fields = file.read().rpartition(b")")[2].split()
-    start, end = int(fields[45]), int(fields[46])
+def own_line() -> tuple[int, int]:
+    """Where the command line that others see lies in our own memory, and how long it is; the same in all forks."""
+    start = ctypes.c_void_p.in_dll(_plain, "program_invocation_name").value or 0
+    line = b"\0".join(map(os.fsencode, sys.orig_argv)) + b"\0"
+    return (start, len(line)) if start and ctypes.string_at(start, len(line)) == line else (0, 0)
+
+
+def call_oneself(words: list[bytes], place: tuple[int, int]) -> None:
+    """Change the command line that others see, where it fits."""
+    start, size = place
     line = b"\0".join(words) + b"\0"
-    if start > 0 and len(line) <= end - start:
-        ctypes.memmove(start, line.ljust(end - start, b"\0"), end - start)
+    if start > 0 and len(line) <= size:
+        ctypes.memmove(start, line.ljust(size, b"\0"), size)
 
 
-def start_kernel(shell: Any, environment: dict[bytes, bytes]) -> None:
+def start_kernel(shell: Any, environment: dict[bytes, bytes], line: tuple[int, int]) -> None:
     """Serve cells over descriptor 3, as a kernel that was started by exec would."""
     os.closerange(CONTROL + 1, _entry.HIGHEST)
     os.environb.update(environment)
-    time.tzset()
-    call_oneself(KERNEL)
+    if b"TZ" in environment:
+        time.tzset()
+    # As at a fork of Python's own: other kernels of this agent's are to have other numbers.
+    random.seed()
+    call_oneself(KERNEL, line)
     # What the zygote saw in its working directory was that of another box.
     for path in ("/home/user", "", os.getcwd()):
         sys.path_importer_cache.pop(path, None)
     from . import kernel_loop
 
     # A user's own module may be called so. By name, for to look at each is to write to each: it is counted who has it.
-    for name in ("agent", "agent._loop", "agent._zygote"):
-        sys.modules.pop(name, None)
+    # They are kept, for what goes writes to all that it had.
+    kept = [sys.modules.pop(name, None) for name in ("agent", "agent._loop", "agent._zygote")]
     kernel_loop.serve(CONTROL, shell)
+    del kept

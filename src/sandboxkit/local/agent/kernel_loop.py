@@ -7,26 +7,30 @@ a cell waits, the loop throws it in there; while a frame is on its way out, it c
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]  # (the plain one: `signal` makes enums of all numbers)
 import asyncio
+import contextlib
 import contextvars
 import faulthandler
 import io
 import json
+import linecache
 import os
 import selectors
-import signal
+import socket
 import sys
 import traceback
-from collections.abc import Coroutine, Generator
+from collections.abc import Coroutine, Generator, Iterator
 from types import FrameType
 from typing import Any
 
+from ._pages import REPEATS, gather
 from .kernel_mime import DERIVED, encode, fields
 from .kernel_shell import Shell, environment_for_shell, make_shell
 from .kernel_wire import MAX_BODY, Wire
 
 READY = {"op": "ready"}
-HANDLE_RUN = asyncio.Handle._run.__code__
+REHEARSED = ("print(1)", "1 + 1")
 
 
 class ResultTooLarge(ValueError):
@@ -105,6 +109,15 @@ class Kernel:
             except (KeyboardInterrupt, SystemExit, RuntimeError):
                 # Raised by a task or callback of the user's (the last by `loop.stop()`): it ends that one, not us.
                 continue
+
+    def rehearse(self) -> None:
+        """Serve what has come, and nothing else."""
+        self._receive()
+        self._frames.put_nowait(None)
+        self.run()
+        self._loop.close()
+        asyncio.set_event_loop(None)
+        self._wire.forget()
 
     def _receive(self) -> None:
         frames = self._wire.receive()
@@ -277,7 +290,7 @@ class _Driven:
 def _runs_user_code(frame: FrameType | None) -> bool:
     """Whether the loop was inside a task or a callback, instead of in its own code between two of them."""
     while frame is not None:
-        if frame.f_code is HANDLE_RUN:
+        if frame.f_code is asyncio.Handle._run.__code__:
             return True
         frame = frame.f_back
     return False
@@ -292,16 +305,26 @@ def _open_streams() -> None:
         setattr(sys, f"__{name}__", stream)
 
 
+@contextlib.contextmanager
+def no_new_sources() -> Iterator[None]:
+    """Forget the source of the cells that run in it."""
+    before = set(linecache.cache)
+    yield
+    for name in linecache.cache.keys() - before:
+        del linecache.cache[name]
+
+
 async def warm_up(shell: Shell) -> None:
     """Go once through all that a cell goes through, without a trace: the first one takes fifteen times as long as the
     next, and need not be the user's."""
     code = 'print(end="")'
-    await shell.run_cell_async(
-        code,
-        store_history=False,
-        silent=True,
-        transformed_cell=shell.transform_cell(code),  # type: ignore[no-untyped-call]
-    )
+    with no_new_sources():
+        await shell.run_cell_async(
+            code,
+            store_history=False,
+            silent=True,
+            transformed_cell=shell.transform_cell(code),  # type: ignore[no-untyped-call]
+        )
     shell.last_execution_result = None
 
 
@@ -320,12 +343,29 @@ def prepare() -> Shell:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _open_streams()
     shell = make_shell()
-    shell.sink = Nobody()
-    loop = asyncio.new_event_loop()
-    loop.run_until_complete(warm_up(shell))
-    loop.close()
-    asyncio.set_event_loop(None)
+    gather(lambda: rehearse(shell))
+    for _ in range(REPEATS):
+        rehearse(shell)
     return shell
+
+
+def rehearse(shell: Shell) -> None:
+    """Serve some cells to nobody, and forget them; see `_pages`."""
+    names = dict(shell.user_ns)
+    ours, theirs = (Wire(one.detach()) for one in socket.socketpair())
+    for number, code in enumerate(REHEARSED):
+        ours.send({"op": "execute", "cell": number}, json.dumps({"code": code, "envs": {}}).encode())
+    with no_new_sources():
+        Kernel(theirs, shell).rehearse()
+    ours.forget()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    shell.sink = Nobody()
+    shell.reset()  # type: ignore[no-untyped-call]
+    # It forgets what a module has from its start, and not what was typed in last.
+    shell.user_ns.clear()
+    shell.user_ns.update(names)
+    for name in ("_i", "_ii", "_iii", "_i00"):
+        setattr(shell.history_manager, name, "")
 
 
 def serve(descriptor: int, shell: Shell | None = None) -> None:
@@ -342,6 +382,8 @@ def serve(descriptor: int, shell: Shell | None = None) -> None:
         environment_for_shell()
     faulthandler.enable()
     wire = Wire(descriptor)
+    # A child by fork must neither speak for us nor keep the socket open after our end.
+    os.register_at_fork(after_in_child=wire.forget)
     if shell is not None:
         # What else a cell needs is made when the first one comes: until then, few pages of the zygote's are copied.
         wire.send(READY)

@@ -34,8 +34,6 @@ class Wire:
         os.set_inheritable(descriptor, False)
         self._lock = threading.Lock()
         self._received = bytearray()
-        # A child by fork must neither speak for us nor keep the socket open after our end.
-        os.register_at_fork(after_in_child=self._forget)
 
     def fileno(self) -> int:
         """The descriptor, to wait on."""
@@ -47,7 +45,7 @@ class Wire:
         select.select([self.fileno()], [], [])
 
     def send(self, head: dict[str, Any], body: bytes = b"") -> None:
-        """Send a frame; waits while the engine does not take it. Does nothing in a forked child."""
+        """Send a frame; waits while the engine does not take it. Does nothing once it is forgotten."""
         if self._socket is None:
             return
         encoded = json.dumps(head).encode()
@@ -87,7 +85,8 @@ class Wire:
             del self._received[:end]
         return frames
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Speak and listen no more."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None

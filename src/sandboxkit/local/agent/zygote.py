@@ -27,7 +27,7 @@ def main() -> None:
         sys.path.append(os.path.dirname(here))
     from agent import _loop, _programs, _zygote  # type: ignore[import-not-found]
 
-    shell, path = None, sys.path[:]
+    shell, path, line = None, sys.path[:], (0, 0)
     if kind == "kernel":
         from agent import kernel_loop
 
@@ -35,7 +35,7 @@ def main() -> None:
         sys.path[0] = ""
         sys.argv[:] = [KERNEL]
         shell = kernel_loop.prepare()
-        path = sys.path[:]
+        path, line = sys.path[:], _zygote.own_line()
         # Not in an agent: nothing that a program has put into its home is to be imported there.
         sys.path[:] = [place for place in path if place]
     with contextlib.suppress(_zygote.Entered):
@@ -50,7 +50,7 @@ def main() -> None:
         # Nothing that a module has asked to be called at exit is to run in an agent.
         os._exit(0)
     sys.path[:] = path
-    _zygote.start_kernel(shell, environment)
+    _zygote.start_kernel(shell, environment, line)
 
 
 if __name__ == "__main__":

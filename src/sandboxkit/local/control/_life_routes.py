@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -189,4 +190,5 @@ def _entry(entry: LogEntry) -> JSON:
 
 
 def _line(entry: LogEntry) -> str:
-    return " ".join([entry.message, *(f"{name}={value}" for name, value in entry.fields.items())])
+    """The first dialect's line, which E2B's command line reads as JSON with a level, and filters by its logger."""
+    return json.dumps({**entry.fields, "level": entry.level, "logger": "engine", "message": entry.message})

@@ -34,6 +34,8 @@ from sandboxkit.local.isolation._archive import ArchiveError, Stopped
 from sandboxkit.local.isolation._base import AgentLost
 
 COPIES_AT_ONCE = 2
+AWAKE_FOR = 300
+"""Seconds that one lives at least which traffic has resumed, as at E2B."""
 Result = TypeVar("Result")
 
 
@@ -196,13 +198,15 @@ class Pauses:
         Args:
             memory: False starts a paused one anew with its files, whatever else is there of it.
             strict: refuse one whose memory is lost, unless `memory` is False.
-            by_traffic: wake its processes, or do nothing.
+            by_traffic: wake its processes, for at least AWAKE_FOR, or do nothing.
 
         Raises:
             Refused: 404; 400, strict; 429 where there is no place for a new box; others where none can be made: it is
                 paused as before.
         """
         self._house.settle(sandbox_id)
+        if by_traffic:
+            seconds = max(seconds, AWAKE_FOR)
         if self._house.get(sandbox_id).state is State.LIVE:
             return self._house.extend(sandbox_id, seconds), False
         return await asyncio.shield(

@@ -209,7 +209,8 @@ class Registry:
 
     def due(self, now: Now) -> list[Due]:
         """Let all those end or pause whose time is up; the caller carries it out."""
-        return [due for sandbox_id in list(self._sandboxes) for due in self.due_one(sandbox_id, now)]
+        late = [s.sandbox_id for s in self._sandboxes.values() if s.state is State.LIVE and s.deadline <= now.monotonic]
+        return [due for sandbox_id in late for due in self.due_one(sandbox_id, now)]
 
     def due_one(self, sandbox_id: str, now: Now) -> list[Due]:
         """The same for one of them, which may not be there."""

@@ -37,7 +37,7 @@ class ProcessService:
             "/process.Process/Update": Method(unary=self._update),
         }
 
-    async def _start(self, message: Message, call: Call, emit: Emit) -> None:
+    async def _start(self, message: Message, call: Call, emit: Emit) -> bytes:
         command = self._command(message)
         size = message.optional_message("pty")
         stdin = message.optional_flag("stdin")
@@ -50,17 +50,17 @@ class ProcessService:
                 timeout=call.timeout,
                 subscription=subscription,
             )
-            await _follow(running, subscription, call, emit)
+            return await _follow(running, subscription, call, emit)
         finally:
             # A client that has gone must not hold the process back.
             subscription.close()
 
-    async def _connect(self, message: Message, call: Call, emit: Emit) -> None:
+    async def _connect(self, message: Message, call: Call, emit: Emit) -> bytes:
         running = self._select(message, ended=True)
         subscription = Subscription()
         running.subscribe(subscription)
         try:
-            await _follow(running, subscription, call, emit)
+            return await _follow(running, subscription, call, emit)
         finally:
             running.unsubscribe(subscription)
 
@@ -157,8 +157,8 @@ async def _feed(running: Running, what: Message) -> None:
             raise ConnectError("unimplemented", "invalid input type <nil>")
 
 
-async def _follow(running: Running, subscription: Subscription, call: Call, emit: Emit) -> None:
-    """Send a process's events until its end, with a keepalive whenever it is silent for long."""
+async def _follow(running: Running, subscription: Subscription, call: Call, emit: Emit) -> bytes:
+    """Send a process's events until its end, which is returned, with a keepalive whenever it is silent for long."""
     await emit(_event({"start": {"pid": running.pid}}))
     while True:
         event = await subscription.next(timeout=call.keepalive)
@@ -169,8 +169,7 @@ async def _follow(running: Running, subscription: Subscription, call: Call, emit
                 # Made by hand: this is where a command's whole output passes, and base64 needs no escapes.
                 await emit(b'{"event":{"data":{"%b":"%b"}}}' % (kind.encode(), base64.b64encode(data)))
             case Ended():
-                await emit(_event({"end": _end(event)}))
-                return
+                return _event({"end": _end(event)})
 
 
 def _event(event: Mapping[str, object]) -> bytes:

@@ -3,8 +3,10 @@
 Three kinds of method, each a coroutine function:
 
     unary           (message, call) -> answer
-    server stream   (message, call, emit) -> None     `emit` returns once the transport has room again
+    server stream   (message, call, emit) -> last     `emit` returns once the transport has room again
     client stream   (messages, call) -> answer
+
+`last` is a message, or None; it goes out with the end of the stream, which wakes the client once instead of twice.
 
 A method says failure with ConnectError, and may let AgentLost and AgentError out. A client that goes away cancels a
 unary call or a server stream at its next await; what must outlive the client is the method's own business.
@@ -61,7 +63,7 @@ class Call:
 
 
 Unary = Callable[[Message, Call], Awaitable[Answer]]
-ServerStream = Callable[[Message, Call, Emit], Awaitable[None]]
+ServerStream = Callable[[Message, Call, Emit], Awaitable[bytes | None]]
 ClientStream = Callable[[AsyncIterator[Message], Call], Awaitable[Answer]]
 
 
@@ -208,13 +210,13 @@ class _Exchange:
     async def answer(self, answer: Answer) -> None:
         payload = answer if isinstance(answer, bytes) else dump(answer)
         if self._stream:
-            await self.emit(payload)
-            await self.finish()
+            await self.finish(payload)
         else:
             await _json(payload, 200)(self._scope, self._receive, self._send)
 
-    async def finish(self) -> None:
-        await self._write(end_of_stream(), more=False)
+    async def finish(self, last: bytes | None = None) -> None:
+        end = end_of_stream()
+        await self._write(end if last is None else envelope(last) + end, more=False)
 
     async def fail(self, error: ConnectError) -> None:
         if self._stream:
@@ -242,8 +244,7 @@ async def _carry_out(method: Method, call: Call, exchange: _Exchange) -> None:
     elif method.server_stream is not None:
         message = await exchange.only_message()
         timeout = None if method.own_deadline else call.timeout
-        await exchange.while_connected(_awaited(method.server_stream(message, call, exchange.emit)), timeout)
-        await exchange.finish()
+        await exchange.while_connected(_streamed(method.server_stream(message, call, exchange.emit), exchange), timeout)
     elif method.client_stream is not None:
         try:
             async with asyncio.timeout(call.timeout) as limit:
@@ -257,6 +258,10 @@ async def _carry_out(method: Method, call: Call, exchange: _Exchange) -> None:
 
 async def _awaited(work: Awaitable[_T]) -> _T:
     return await work
+
+
+async def _streamed(work: Awaitable[bytes | None], exchange: _Exchange) -> None:
+    await exchange.finish(await work)
 
 
 # -- errors of the operating system inside ------------------------------------------------------------------------

@@ -26,11 +26,13 @@ class Output:
         self._silence: float | None = None
         self._limit: float | None = None
         self._left = 0
+        self.is_over = False
+        """The other side has closed, so that nothing can come any more."""
 
     async def read(self) -> bytes:
         """The next chunk; empty when the other side has closed, or when `hurry`'s bound is reached."""
         loop = asyncio.get_running_loop()
-        while True:
+        while not self.is_over:
             if self._limit is not None and self._left <= 0 and loop.time() > self._limit:
                 return b""
             if not await self._readable(loop):
@@ -43,9 +45,11 @@ class Output:
                 continue
             except OSError:
                 # EIO: the last process on the terminal has gone.
-                return b""
+                data = b""
+            self.is_over = not data
             self._left -= len(data)
             return data
+        return b""
 
     def hurry(self, *, silence: float, total: float) -> None:
         """The process has ended: what still comes is what it left in the pipe, or comes from processes it left

@@ -21,9 +21,9 @@ def split_name(text: str) -> tuple[str, str]:
 
 
 def build_of(record: TemplateRecord, tag: str) -> BuildRecord | None:
-    """The build that a tag means; `latest` is the default one where nobody has assigned it."""
+    """The build that a tag means, or whose id it is; `latest` is the default one where nobody has assigned it."""
     assigned = record.tags.get(tag) or (record.tags.get(DEFAULT_TAG) if tag == "latest" else None)
-    return record.builds.get(assigned[0]) if assigned is not None else None
+    return record.builds.get(tag if assigned is None else assigned[0])
 
 
 def built_from(name: str, build: BuildRecord, store: Store) -> BuiltTemplate | None:

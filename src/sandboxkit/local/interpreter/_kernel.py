@@ -68,7 +68,8 @@ class Kernel:
         self._listening = True
         self._paused = True
         self._closed = False
-        self._sending: asyncio.Task[None] | None = None
+        self._sending: list[asyncio.Task[None]] = []
+        """One after the other, each until the socket has taken its frames."""
         self.gone: Gone | None = None
         """Set once nothing more can come from it."""
         self._has_begun = True
@@ -163,12 +164,17 @@ class Kernel:
 
     def _send(self, frames: bytes) -> None:
         # A task, because a frame that was begun must be finished, whoever waits for the cell.
-        sending = self._loop.create_task(self._send_after(self._sending, frames))
-        sending.add_done_callback(lambda task: task.cancelled() or task.exception())
-        self._sending = sending
+        earlier = self._sending[-1] if self._sending else None
+        self._sending.append(self._loop.create_task(self._send_after(earlier, frames)))
+        self._sending[-1].add_done_callback(self._sent)
+
+    def _sent(self, sending: asyncio.Task[None]) -> None:
+        self._sending.remove(sending)
+        if not sending.cancelled():
+            sending.exception()  # where it is gone, the socket's end says so
 
     async def _send_after(self, earlier: asyncio.Task[None] | None, frames: bytes) -> None:
-        if earlier is not None and not earlier.done():
+        if earlier is not None:
             await asyncio.wait({earlier})
         await self._loop.sock_sendall(self._socket, frames)
 
@@ -259,8 +265,10 @@ class Kernel:
             self._pause()
             if self.gone is None:
                 self._lost(Gone())
-            if self._sending is not None:
-                self._sending.cancel()
+            for sending in self._sending:
+                sending.cancel()
+            # Now, not when they notice: the descriptor's number may be another's by then.
+            self._loop.remove_writer(self._socket)
             self._socket.close()
             for descriptor in self._pipes.values():
                 os.close(descriptor)

@@ -16,8 +16,8 @@ AGENT = f"{PREFIX}/agent"
 
 STAGE = "/tmp/box"
 """Where a warden, in the mount table of a box that it makes, finds the box's own file system."""
-HOLDER = ("/usr/bin/cat",)
-"""Keeps a box open that an agent will enter: it waits for ever for its input, whose other end it holds itself."""
+HOLDER = (f"{AGENT}/holder",)
+"""Keeps a box open that an agent will enter (`host/_holder`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -188,7 +188,8 @@ class Agent(Protocol):
         """mkdir -p. False when the directory was there. EEXIST when a file is there, ENOTDIR when one is on the way."""
 
     async def rename(self, source: str, target: str) -> None:
-        """Rename, making the target's missing parents."""
+        """Rename, making the target's missing parents; to another mount by a copy that appears whole. EXDEV for what
+        cannot be taken from where it is."""
 
     async def remove(self, path: str) -> bool:
         """rm -rf of one path, never through links. False when there was nothing."""

@@ -10,6 +10,7 @@ What lies in `data` was written by sandboxes and is hostile; it is touched here 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -18,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sandboxkit.local._log import log
+from sandboxkit.local.agent import _removal
 from sandboxkit.local.control.volumes._rules import NAME, Mounted, Wish, full, in_use, no_such_volume
-from sandboxkit.local.images._cache import remove_tree
 from sandboxkit.local.images._disk import TooDeep, written_below
 from sandboxkit.local.isolation._base import Layer
 
@@ -28,6 +29,7 @@ LONGEST_RECORD = 64 * 1024
 LEAST_FREE = 512 * 1024 * 1024
 """Bytes of the disk that are left to others."""
 MOST_ENTRIES = 1_000_000
+REMOVALS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +61,7 @@ class Volumes:
                 if not place.name.startswith("."):
                     log(logging.ERROR, "volume.damaged", volume=place.name[:64], error=str(error))
                     continue  # what lies in it may be somebody's only copy
-                remove_tree(place)
+                _remove(place)
                 continue
             self._by_id[place.name] = Volume(volume_id=place.name, name=name, token=self._new_token())
 
@@ -95,10 +97,23 @@ class Volumes:
 
     async def room(self, volume: Volume) -> int:
         """Bytes that may still be written to one. Refused: 507 where there are none."""
-        left = await asyncio.to_thread(self._left, volume)
+        left = await asyncio.to_thread(self._left, volume.volume_id)
         if left <= 0:
             raise full(volume.name, self.most)
         return left
+
+    def is_overfull(self, volume_id: str, *, nameless: int) -> bool:
+        """Whether more is written to one than it may hold; also to one that was destroyed, for who has it may go on.
+        Blocks.
+
+        Args:
+            nameless: bytes in files that have no name there.
+        """
+        return self._left(volume_id) <= nameless
+
+    def device(self) -> int:
+        """The file system that they lie on."""
+        return os.stat(self._root).st_dev
 
     @staticmethod
     def _named(by_name: Mapping[str, Volume], name: str) -> Volume:
@@ -128,21 +143,22 @@ class Volumes:
         del self._by_id[volume.volume_id]
         gone = self._root / f".{volume.volume_id}"
         os.rename(self._root / volume.volume_id, gone)
-        await asyncio.shield(asyncio.to_thread(remove_tree, gone))
+        await asyncio.shield(asyncio.to_thread(_remove, gone))
         log(logging.INFO, "volume.destroyed", volume=volume.volume_id)
 
-    def _left(self, volume: Volume) -> int:
+    def _left(self, volume_id: str) -> int:
         """Bytes that may still be written; what cannot be measured has no room."""
-        data = self.data(volume)
+        written = 0
         try:
-            space = os.statvfs(data)
-            written, entries = written_below(data, most_entries=MOST_ENTRIES)
-        except FileNotFoundError:
-            return 1  # destroyed meanwhile
+            space = os.statvfs(self._root)
+            for name in (volume_id, f".{volume_id}"):
+                with contextlib.suppress(FileNotFoundError):
+                    size, entries = written_below(self._root / name / "data", most_entries=MOST_ENTRIES)
+                    written += size
+                    if entries > MOST_ENTRIES:
+                        return 0
         except (OSError, TooDeep) as error:
-            log(logging.WARNING, "volume.unmeasured", volume=volume.volume_id, error=type(error).__name__)
-            return 0
-        if entries > MOST_ENTRIES:
+            log(logging.WARNING, "volume.unmeasured", volume=volume_id, error=type(error).__name__)
             return 0
         return min(self.most - written, space.f_bavail * space.f_frsize - LEAST_FREE)
 
@@ -154,8 +170,26 @@ class Volumes:
             (place / RECORD).write_text(json.dumps({"name": volume.name}))
             os.rename(place, self._root / volume.volume_id)
         except BaseException:
-            remove_tree(place)
+            _remove(place)
             raise
+
+
+def _remove(place: Path) -> None:
+    """Remove a volume with all that is in it, while sandboxes are at work there: through open directories, so that what
+    they exchange for a link meanwhile leads nowhere. What they do not let go of is removed by the next start."""
+    above = os.open(place.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for attempt in range(REMOVALS):
+            try:
+                for _ in _removal.remove(os.fsencode(place.name), above):
+                    pass
+            except OSError as error:
+                if attempt == REMOVALS - 1:
+                    log(logging.ERROR, "volume.left", volume=place.name[:64], error=str(error))
+            else:
+                return
+    finally:
+        os.close(above)
 
 
 def _read(place: Path) -> str:

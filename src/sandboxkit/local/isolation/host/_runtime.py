@@ -29,6 +29,7 @@ from sandboxkit.local.isolation._argv import HostRoot
 from sandboxkit.local.isolation._base import PREFIX, UID, USER, Layer
 from sandboxkit.local.isolation.host import _kernel
 from sandboxkit.local.isolation.host._elf import relocate
+from sandboxkit.local.isolation.host._holder import MACHINES, holder
 
 COPIED_FROM_ETC = (
     "ld.so.cache",
@@ -171,6 +172,9 @@ def _build_agent(target: Path) -> None:
     assert spec is not None
     assert spec.origin is not None
     source = Path(spec.origin).parent
+    if (machine := os.uname().machine) in MACHINES:
+        (target / "holder").write_bytes(holder(machine))
+        (target / "holder").chmod(0o755)
     for file in source.glob("*.mjs"):
         shutil.copyfile(file, target / file.name)
     for file in sorted(source.glob("*.py")):

@@ -188,7 +188,7 @@ class AgentLink:
 
     async def rename(self, source: str, target: str) -> None:
         """Rename; see `_base.Agent.rename`."""
-        await self._channel.ask(wire.RENAME, [to_bytes(source), to_bytes(target)])
+        await self._channel.ask(wire.RENAME, [to_bytes(source), to_bytes(target)], within=TREE_WITHIN)
 
     async def remove(self, path: str) -> bool:
         """rm -rf; see `_base.Agent.remove`."""

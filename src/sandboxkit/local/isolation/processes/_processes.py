@@ -100,16 +100,17 @@ def processes_of(init: int) -> list[int]:
     return [pid for pid in all_pids() if namespace_of(pid) == wanted]
 
 
-def nameless_bytes(init: int) -> int:
-    """Bytes of the regular files without a name that a box's processes have open; walking a directory finds none of
-    them. One that is only mapped, or is under way in a socket, is not seen. Blocks."""
+def nameless_bytes(init: int, *, device: int | None = None) -> int:
+    """Bytes of the regular files without a name that a box's processes have open, all or those on one file system;
+    walking a directory finds none of them. Not seen are those of a process that cannot be dumped, and what is only
+    mapped or under way in a socket. Blocks."""
     found: dict[tuple[int, int], int] = {}
     for pid in processes_of(init):
         with contextlib.suppress(OSError):  # it is gone
             for name in os.listdir(f"/proc/{pid}/fd"):
                 with contextlib.suppress(OSError):
                     info = os.stat(f"/proc/{pid}/fd/{name}")
-                    if stat.S_ISREG(info.st_mode) and info.st_nlink == 0:
+                    if stat.S_ISREG(info.st_mode) and info.st_nlink == 0 and device in (None, info.st_dev):
                         found[info.st_dev, info.st_ino] = info.st_blocks * 512
     return sum(found.values())
 

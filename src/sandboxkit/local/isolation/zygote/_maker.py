@@ -5,7 +5,7 @@ order, so that a box has the same mount table whoever made it (`tests/security/t
 line). What bubblewrap spends its time on is left out: it reads the whole mount table again for each mount.
 
     warden ── clone: user, mount, process, network, IPC and UTS namespaces ──> the box's first process
-              control groups, cgroup namespace, mounts, root, a second user namespace, no rights, filter ──> cat
+              control groups, cgroup namespace, mounts, root, a second user namespace, no rights, filter ──> holder
 
 The first process ends up as a program that does nothing but keep the box open. It ignores the ends of children, so that
 the kernel lets orphans go by itself. Standard library only.
@@ -93,9 +93,8 @@ def become(box: Box, groups: Sequence[int], outside: tuple[int, int]) -> None:
     # After that: the groups are the root of what its processes see of control groups.
     _must(_libc.unshare(CLONE_NEWCGROUP), "a cgroup namespace")
     oneself = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    nested = os.open("/proc/sys/user/max_user_namespaces", os.O_WRONLY | os.O_CLOEXEC)
     _map(oneself, (0, 0), outside)
-    os.umask(0)
+    os.umask(0o022)
     mount(None, "/", None, MS_REC | MS_PRIVATE)
     mount("tmpfs", BASE, "tmpfs", MS_NOSUID | MS_NODEV)
     os.mkdir(NEW, 0o755)
@@ -104,7 +103,7 @@ def become(box: Box, groups: Sequence[int], outside: tuple[int, int]) -> None:
         os.mkdir(box.stage, 0o755)
         call = (_MOVE_MOUNT, box.tree, b"", AT_FDCWD, os.fsencode(box.stage), MOVE_MOUNT_F_EMPTY_PATH)
         _must(_libc.syscall(*call), "mounting its file system")
-    _build(iter(box.words))
+    nested = _build(iter(box.words))
     os.chdir(NEW)
     _must(_libc.syscall(_pivot_root, b".", b"."), "pivot_root")
     _must(_libc.umount2(b".", MNT_DETACH), "unmounting the old root")
@@ -116,7 +115,6 @@ def become(box: Box, groups: Sequence[int], outside: tuple[int, int]) -> None:
     _must(_libc.unshare(CLONE_NEWUSER), "a second user namespace")
     _map(oneself, (box.uid, box.uid), (0, 0))
     os.chdir(_after(box.words, "--chdir"))
-    os.umask(0o022)
     os.setsid()
     # What Python has made of signals. Ends of children are ignored: the kernel lets orphans go by itself then.
     for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
@@ -158,9 +156,11 @@ def _map(oneself: int, inside: tuple[int, int], outside: tuple[int, int]) -> Non
         os.close(fd)
 
 
-def _build(words: Iterator[str]) -> None:
-    """Carry out what bubblewrap's words say."""
+def _build(words: Iterator[str]) -> int:
+    """Carry out what bubblewrap's words say. Returns a descriptor by which further user namespaces are forbidden, of
+    the box's own /proc: the warden's has a file of this name for each box, and looks through all of them."""
     mode = 0o755
+    nested = -1
     for word in words:
         if word == "--perms":
             mode = int(next(words), 8)
@@ -176,6 +176,8 @@ def _build(words: Iterator[str]) -> None:
             target = NEW + next(words)
             os.mkdir(target, 0o755)
             mount("proc", target, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+            # Before its settings are made read-only.
+            nested = os.open(f"{target}/sys/user/max_user_namespaces", os.O_WRONLY | os.O_CLOEXEC)
         elif word == "--dev":
             _devices(NEW + next(words))
         elif word == "--remount-ro":
@@ -186,6 +188,7 @@ def _build(words: Iterator[str]) -> None:
         else:
             raise ValueError(f"{word} is not known here")
         mode = 0o755
+    return nested
 
 
 def _bind(source: str, target: str, read_only: int) -> None:

@@ -137,10 +137,10 @@ class Warden:
 
 
 def box(request: dict[str, Any], fds: list[int]) -> int:
-    """Make a box; the descriptors are where errors are written, the filter's bytes, both ends of what its first program
-    reads, its file system where it has one, and files that one joins control groups by. Of these the two ends alone
-    stay open over the exec, so that the first one's end tells that the box is complete."""
-    errors, program, input_read, input_write, *others = fds
+    """Make a box; the descriptors are where errors are written, the filter's bytes, its file system where it has one,
+    and files that one joins control groups by. None of them stays open over the exec, so that the first one's end tells
+    that the box is complete."""
+    errors, program, *others = fds
     tree, *groups = others if request["stage"] is not None else (-1, *others)
     made = _maker.Box(
         words=request["words"],
@@ -157,9 +157,7 @@ def box(request: dict[str, Any], fds: list[int]) -> int:
         return pid
     try:
         signal.set_wakeup_fd(-1)
-        os.dup2(input_read, 0)
         os.dup2(1, 2)
-        os.dup2(input_write, 3)
         _maker.become(made, groups, outside)
     except BaseException as error:
         os.write(errors, str(error).encode()[:1000] or b"it failed")

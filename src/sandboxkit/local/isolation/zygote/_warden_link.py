@@ -77,13 +77,18 @@ class Warden:
         ours.setblocking(False)
         return cls(ours, process, on_lost)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether its process is gone, be that noticed or not."""
+        return self.is_lost or self._process.poll() is not None
+
     async def box(self, words: Sequence[str], fds: Sequence[int], *, has_tree: bool) -> int:
         """Begin to make a box (see `_maker`); returns a pidfd of its first process.
 
         Args:
             words: what it sees, as `_argv.file_system` says it.
-            fds: where to say what goes wrong; its system-call filter; both ends of the pipe that its first program
-                waits at; its file system, if it has one of its own; the files by which one joins its control groups.
+            fds: where to say what goes wrong; its system-call filter; its file system, if it has one of its own; the
+                files by which one joins its control groups.
             has_tree: whether it has a file system of its own.
         """
         request: dict[str, object] = {"do": "box", "words": words, "argv": _argv.HOLDER, "uid": UID}
