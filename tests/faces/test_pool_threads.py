@@ -31,6 +31,7 @@ from hypothesis.stateful import (
 from sandboxkit import Event, SandboxPool, Session, SessionRef, TimeoutPolicy, _portal
 from sandboxkit._types import Endpoint
 from sandboxkit.errors import (
+    KernelDied,
     PoolClosed,
     PoolFull,
     PoolTimeout,
@@ -117,6 +118,10 @@ class Crowd(RuleBasedStateMachine):
         self.out: set[str] = set()
         """Handed over, and not taken up again."""
         self.most_alive = 0
+        self.upset: set[str] = set()
+        """Where somebody restarted the interpreter, or killed all that runs."""
+        self.died: set[str | None] = set()
+        """Where code met the end of its interpreter: an honest answer there, and nowhere else."""
 
     @initialize(options=st.fixed_dictionaries(OPTIONS))
     def begin(self, options: dict[str, Any]) -> None:
@@ -191,7 +196,11 @@ class Crowd(RuleBasedStateMachine):
         try:
             match deed:
                 case "run":
-                    done = session.run_code("1 + 1")
+                    try:
+                        done = session.run_code("1 + 1")
+                    except KernelDied as died:
+                        self.died.add(died.sandbox_id)
+                        return
                     assert done.text == "2" or (done.error is not None and done.error.name == "KeyboardInterrupt")
                 case "write":
                     session.files.write("x", "1")
@@ -202,10 +211,14 @@ class Crowd(RuleBasedStateMachine):
                 case "interrupt":
                     session.interrupt()
                 case "restart":
+                    self.upset.add(session.sandbox_id)
                     session.restart()
                 case "die":
+                    self.upset.add(session.sandbox_id)
                     session.run_command(self.deadly)
         finally:
+            if deed in ("restart", "die"):
+                self.upset.add(session.sandbox_id)  # of the one that replaced a lost one meanwhile
             self.note(session, opened=False)
 
     @rule(who=SOMEBODY, how=st.sampled_from(["close", "close", "kill", "twice"]))
@@ -301,6 +314,7 @@ class Crowd(RuleBasedStateMachine):
         self.the_cap_holds()
         self.a_sandbox_serves_one_session()
         assert left == ()
+        assert self.died <= self.upset
         assert self.pool.stats()["in_use"] == self.pool.stats()["waiting"] == 0
         self.nothing_is_left()
 
