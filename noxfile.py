@@ -29,6 +29,7 @@ OTHERS = (
     "playwright",
     "pyarrow",
     "schemathesis",
+    "uvloop",  # the extra `fast`: the full tier runs the synchronous face on it, the quick one without
     "websockets",
 )
 
@@ -123,7 +124,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Print how long things take, as ratios to what the machine can do."""
-    session.install("-e", ".[test]")
+    session.install("-e", ".[test,fast]")
     session.run("python", "tests/bench/bench.py", *session.posargs)
     session.run("python", "tests/bench/start.py", *session.posargs)
     session.run("python", "tests/bench/safefs.py")

@@ -70,7 +70,7 @@ def crowd(name: str, fake: Fake, use: Callable[[], None], close: Callable[[], An
         times.append(time.perf_counter() - started)
     close()
     print(
-        f"{name:<44} {min(times):7.3f} s, {fake.created} created in {TIMES} runs, at most {fake.most} at once, "
+        f"{name:<52} {min(times) * 1000:8.2f} ms, {fake.created} created in {TIMES} runs, at most {fake.most} at once, "
         f"{len(failed)} of {USES * TIMES} callers failed {sorted(set(failed))}, {len(fake.live)} left",
         flush=True,
     )

@@ -284,12 +284,13 @@ def test_a_failed_step_is_named_and_not_done_again(world: World, folder: Path) -
     assert world.run(name, "cat copy") != before
 
 
-def test_what_a_start_that_fails_is_told(world: World, folder: Path) -> None:
-    """An app that ends before it is ready fails the build, with its status."""
+@pytest.mark.parametrize("ready", ["false", "sleep 2"])
+def test_what_a_start_that_fails_is_told(world: World, folder: Path, ready: str) -> None:
+    """An app that ends before it is ready fails the build, with its status; waiting alone makes nothing ready."""
     from e2b import BuildException
 
     with pytest.raises(BuildException, match="status 3 before the ready command"):
-        world.build(begun(folder).set_start_cmd("echo no; exit 3", "false"), "never")
+        world.build(begun(folder).set_start_cmd("echo no; exit 3", ready), "never")
 
 
 def test_tags_and_names(world: World, folder: Path) -> None:
@@ -298,10 +299,11 @@ def test_tags_and_names(world: World, folder: Path) -> None:
 
     name = f"t{uuid.uuid4().hex[:8]}"
     assert not Template.exists(name, **world.options)
-    world.build(begun(folder).run_cmd("echo one > n"), f"{name}:v1", tags=["default"])
+    world.build(begun(folder).run_cmd("echo one > n"), f"{name}:v1")
+    assert [Template.exists(f"{name}{tag}", **world.options) for tag in ("", ":v1", ":v2")] == [True, True, False]
+    Template.assign_tags(f"{name}:v1", "default", **world.options)
     two, _ = world.build(begun(folder).run_cmd("echo two > n"), f"{name}:v2")
     assert world.run(f"{name}:{two.build_id}", "cat n").strip() == "two"
-    assert Template.exists(name, **world.options)
     assert [world.run(f"{name}{tag}", "cat n").strip() for tag in ("", ":v1", ":v2")] == ["one", "one", "two"]
     Template.assign_tags(f"{name}:v2", ["default", "stable"], **world.options)
     assert world.run(name, "cat n").strip() == "two"

@@ -123,7 +123,7 @@ def test_callers_share_one_engine(config: EngineConfig) -> None:
 def test_an_engine_killed_outright_is_replaced_and_leaves_nothing(config: EngineConfig, engine_here: Engine) -> None:
     """After kill -9 the boxes die, the next use notices and starts another, which removes what was left."""
     sandbox = e2b.Sandbox.create(**options(engine_here.endpoint))
-    running = sandbox.commands.run("sleep 1000", background=True)
+    running = sandbox.commands.run("sleep 1000.126", background=True)
     assert running.pid
     os.kill(engine_here.pid, signal.SIGKILL)
     wait_until(lambda: not engine_here.is_alive())
@@ -132,7 +132,7 @@ def test_an_engine_killed_outright_is_replaced_and_leaves_nothing(config: Engine
         assert second.pid != engine_here.pid
         assert len(left_in(config)) == 1
         assert e2b.Sandbox.list(**options(second.endpoint)).next_items() == []
-        wait_until(lambda: not any("sleep 1000" in line for line in _commands()))
+        wait_until(lambda: not any("sleep 1000.126" in line for line in _commands()))
     finally:
         second.stop()
     assert left_in(config) == []
@@ -146,7 +146,7 @@ def _commands() -> list[str]:
                 found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip())
             except OSError:
                 continue
-    return [line for line in found if line == "sleep 1000"]
+    return [line for line in found if line == "sleep 1000.126"]
 
 
 START_AND_WAIT = """

@@ -253,6 +253,17 @@ async def test_names_of_every_kind(sandbox: Any, mechanism: str) -> None:
         assert await files.read_text(b"names/\xff") == "any"
 
 
+async def test_times_of_every_kind(sandbox: Any, mechanism: str) -> None:
+    """A program may set any time that the kernel has: the file is listed, described and read."""
+    files = files_of(sandbox, mechanism)
+    script = "mkdir t; touch -d @9223372036854775807 t/far; touch -d @20000000000 t/next; touch -d @-1 t/past"
+    await sandbox.run_command(script)
+    assert sorted(entry.name for entry in await files.list("t")) == ["far", "next", "past"]
+    assert (await files.stat("t/far")).modified.year > 9000
+    assert (await files.stat("t/next")).modified.year == 2603
+    assert await files.read_bytes("t/far") == b""
+
+
 TOGGLE = """
 import ctypes
 exchange = ctypes.CDLL(None).renameat2

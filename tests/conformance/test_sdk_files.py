@@ -99,6 +99,18 @@ def test_info(colour: Any, box: Any, folder: str) -> None:
     assert listed == {"f", "link"}, "the SDK leaves out what has no type"
 
 
+def test_a_time_as_far_away_as_the_kernel_lets_it(colour: Any, box: Any, folder: str) -> None:
+    """Of a file is shown as the nearest that the wire can say; it cost the sandbox its life."""
+    colour.do(box.files.make_dir(folder))
+    colour.do(
+        box.commands.run(f"cd {folder} && touch -d @9223372036854775807 far && touch -d @-9223372036854775808 past")
+    )
+    shown = {one.name: one.modified_time.year for one in colour.do(box.files.list(folder))}
+    assert shown == {"far": 9999, "past": 1}
+    assert colour.do(box.files.get_info(f"{folder}/far")).modified_time.year == 9999
+    assert colour.do(box.files.read(f"{folder}/far")) == ""
+
+
 def test_list_to_a_depth(colour: Any, box: Any, folder: str) -> None:
     """Depth 1 is the default; deeper listings hold everything below, with absolute paths."""
     colour.do(box.commands.run("mkdir -p a/b/c && touch a/1 a/b/2 a/b/c/3", cwd=folder))
@@ -136,7 +148,7 @@ def test_a_rename_leads_to_any_place_that_can_be_written(colour: Any, box: Any, 
     """Files, links and trees move between home and /tmp with all they are, over what is there; else they stay whole."""
     other = f"/tmp/{folder.rsplit('/', 1)[1]}-{colour.name}"
     colour.do(box.files.write(f"{folder}/tree/a/f", "content", metadata={"stage": "one"}))
-    script = "chmod 640 a/f; chmod 500 a; ln -s a/f link; mkfifo pipe; truncate -s 2G holes; touch -d @1000 a/f holes"
+    script = "chmod 640 a/f; chmod 500 a; ln -s a/f link; mkfifo pipe; truncate -s 64M holes; touch -d @1000 a/f holes"
     colour.do(box.commands.run(script, cwd=f"{folder}/tree"))
     described = "stat -c '%n %A %s %Y' a a/f holes pipe; readlink link; du -k holes"
     before = colour.do(box.commands.run(described, cwd=f"{folder}/tree")).stdout
@@ -161,6 +173,25 @@ def test_a_rename_leads_to_any_place_that_can_be_written(colour: Any, box: Any, 
             colour.do(box.files.rename(fixed, f"{other}/taken"))
     assert colour.do(box.files.exists(folder)) is True
     assert colour.do(box.files.exists(f"{other}/taken")) is False
+
+
+def test_a_files_mode_keeps_nobody_out(colour: Any, box: Any, folder: str) -> None:
+    """The file API is root's at E2B: it reads and writes what programs may not, and leaves the mode as it is.
+
+    That of a directory on the way still counts here."""
+    path = f"{folder}/closed"
+    colour.do(box.files.write(path, "old"))
+    colour.do(box.commands.run(f"chmod 000 {path}"))
+    assert colour.do(box.files.read(path)) == "old"
+    colour.do(box.commands.run(f"chmod 400 {path}"))
+    written = colour.do(box.files.write(path, "new", metadata={"stage": "two"}))
+    assert (written.path, written.metadata) == (path, {"stage": "two"})
+    assert colour.do(box.files.read(path)) == "new"
+    info = colour.do(box.files.get_info(path))
+    assert (info.permissions, info.size, info.metadata) == ("-r--------", 3, {"stage": "two"})
+    colour.do(box.commands.run(f"mkdir {folder}/shut; cp {path} {folder}/shut/f; chmod 000 {folder}/shut"))
+    with pytest.raises(SandboxException, match="403"):
+        colour.do(box.files.read(f"{folder}/shut/f"))
 
 
 def test_what_is_missing_or_no_file(colour: Any, box: Any, folder: str) -> None:

@@ -245,8 +245,9 @@ def test_contexts_of_several_languages_run_at_once(sandbox: Sandbox) -> None:
     """Kernels do not wait for one another: each cell here ends only after the other has begun."""
     meetings = {
         "js": (
-            "fs = require('fs'); fs.writeFileSync('/tmp/js', '')\n"
-            "while (!fs.existsSync('/tmp/python')) await new Promise((r) => setTimeout(r, 20))\n"
+            # By no name: other tests' cells have made theirs in this context, constants among them.
+            "require('fs').writeFileSync('/tmp/js', '')\n"
+            "while (!require('fs').existsSync('/tmp/python')) await new Promise((r) => setTimeout(r, 20))\n"
             "'js'"
         ),
         "python": (
@@ -256,7 +257,9 @@ def test_contexts_of_several_languages_run_at_once(sandbox: Sandbox) -> None:
         ),
     }
     with ThreadPoolExecutor(2) as threads:
-        texts = list(threads.map(lambda item: sandbox.run_code(item[1], language=item[0]).text, meetings.items()))
+        texts = list(
+            threads.map(lambda item: sandbox.run_code(item[1], language=item[0], timeout=30).text, meetings.items())
+        )
     assert texts == ["js", "python"]
 
 

@@ -73,6 +73,29 @@ def test_the_same_as_bubblewraps(box_runner: Any, ordinary: bool) -> None:
     assert ours["own namespaces"] == ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"]
 
 
+async def look_at_parents(isolation: Any) -> str:
+    """What the directories are like that are made for a volume to lie in."""
+    import dataclasses
+
+    from box_tools import run, small
+
+    from sandboxkit.local.isolation import Layer
+
+    volume = isolation._namespace.state_dir / "volume"
+    volume.mkdir(mode=0o755)
+    spec = dataclasses.replace(small("one"), volumes=(Layer(source=str(volume), target="/var/lib/volume"),))
+    said = await run(await isolation.create(spec), ["stat", "-c", "%n %a %U", "/var", "/var/lib", "/var/lib/volume"])
+    return said.output
+
+
+@pytest.mark.parametrize("zygote", ["off", "only"])
+def test_parents_of_a_volume_belong_to_nobody_else(box_runner: Any, zygote: str) -> None:
+    """Whoever has made them. bubblewrap closes them to others altogether, of whom there are none."""
+    told = box_runner(look_at_parents, zygote=zygote).splitlines()
+    assert [line.split()[2] for line in told] == ["user"] * 3
+    assert [int(line.split()[1], 8) & 0o022 for line in told] == [0] * 3
+
+
 ORPHANS = r"""
 import os, time
 for _ in range(50):
@@ -80,9 +103,7 @@ for _ in range(50):
         if os.fork() == 0:
             os._exit(0)
         os._exit(0)
-while True:
-    try: os.wait()
-    except ChildProcessError: break
+    os.wait()
 def is_zombie(n):
     try: return ') Z ' in open('/proc/%s/stat' % n).read()
     except OSError: return False
@@ -98,7 +119,8 @@ async def leave_orphans(isolation: Any) -> Any:
     """Leave fifty processes to the box's first one."""
     from box_tools import python, small
 
-    return (await python(await isolation.create(small("one")), ORPHANS)).output
+    # Room for all of them at once, where none has ended yet.
+    return (await python(await isolation.create(small("one", processes=128)), ORPHANS)).output
 
 
 def test_orphans_go(box_runner: Any) -> None:
@@ -165,3 +187,26 @@ def test_a_box_that_cannot_be_made(box_runner: Any) -> None:
     assert "/mnt/missing" in said
     assert other == "fine\n"
     assert left == ["well"]
+
+
+async def fail_early(isolation: Any) -> list[str]:
+    """What is said of boxes that cannot be made: from a word that nobody knows, for want of a kernel that refuses."""
+    from box_tools import small
+
+    from sandboxkit.errors import EngineUnavailable
+    from sandboxkit.local.isolation import _argv
+
+    await (await isolation.create(small("one"))).kill()
+    words = _argv.file_system
+    _argv.file_system = lambda plan: ["--nothing", *words(plan)]
+    said = []
+    for number in range(20):
+        with pytest.raises(EngineUnavailable) as error:
+            await isolation.create(small(f"not-{number}"))
+        said.append(str(error.value))
+    return said
+
+
+def test_why_a_box_cannot_be_made_is_told(box_runner: Any) -> None:
+    """However soon its first process has ended."""
+    assert set(box_runner(fail_early, zygote="only")) == {"A sandbox did not start: --nothing is not known here."}

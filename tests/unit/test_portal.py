@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import importlib.util
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -33,6 +34,12 @@ def test_calls_cross() -> None:
 
     with pytest.raises(LookupError, match="mine"):
         portal.call(fail)
+
+
+def test_the_loop_is_uvloops_where_that_is_installed() -> None:
+    """The extra `fast` is found, and nothing is missing without it."""
+    installed = importlib.util.find_spec("uvloop") is not None
+    assert type(_portal.current().loop).__module__.startswith("uvloop" if installed else "asyncio.")
 
 
 def test_works_inside_a_running_loop() -> None:

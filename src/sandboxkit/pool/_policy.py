@@ -149,7 +149,6 @@ class PoolPolicy(Matching):
 
     def step(self, event: PoolEvent, now: float) -> list[Command]:
         """Take in what happened and say what to do about it, in this order."""
-        self._out = []
         self._expire(now)
         match event:
             case Acquire():

@@ -128,13 +128,13 @@ def decoded(raw: bytes) -> FileAnswer:
     return FileAnswer(fields[1], fields[2:], raw[_LENGTH.size + size :])
 
 
-def number(field: bytes) -> int:
+def number(field: bytes, *, most: int = (1 << 63) - 1) -> int:
     """A number of an answer, not negative. BrokenAnswer."""
     try:
         value = wire.number(field)
     except ValueError:
         raise BrokenAnswer("a number is none") from None
-    if not 0 <= value < 1 << 63:
+    if not 0 <= value <= most:
         raise BrokenAnswer("a number is out of range")
     return value
 

@@ -14,8 +14,8 @@ MOST = 4000
 """Characters of a reason."""
 
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_NEXT = re.compile(r'<script id="__NEXT_DATA__"[^>]*>(.*?)</script>', re.DOTALL)
-_UNSEEN = re.compile(r"<(script|style|head)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
+_NEXT = '<script id="__NEXT_DATA__"'
+_UNSEEN = frozenset({"script", "style", "head"})
 _MISSING = re.compile(
     r"""(?:Can't\ resolve|Failed\ to\ resolve\ import|Cannot\ find\ (?:package|module)|No\ module\ named)
         \ ['"]([^'"\n]{1,200})['"]""",
@@ -30,10 +30,27 @@ def plain(text: str) -> str:
 
 def reason(body: str) -> str:
     """What an error's page says, as text; empty where it says nothing."""
-    found = _NEXT.search(body)
-    said = _message(found.group(1) if found else body) or html.unescape(_UNSEEN.sub(" ", body))
+    _, _, after = body.partition(_NEXT)
+    data, has_end, _ = after.partition(">")[2].partition("</script>")
+    said = _message(data if has_end else body) or html.unescape(_shown(body))
     lines = (line.rstrip() for line in plain(said).splitlines())
     return "\n".join(line for line in lines if line.strip()).strip()[:MOST]
+
+
+def _shown(page: str) -> str:
+    """The text between a page's tags, in one pass: the page is the sandbox's, and may have any form."""
+    text, *pieces = page.split("<")
+    shown, unseen = [text], ""
+    for piece in pieces:
+        tag, has_end, text = piece.partition(">")
+        name = (tag.split(maxsplit=1) or [""])[0].lower()
+        if unseen:
+            unseen = "" if name == f"/{unseen}" else unseen
+        elif name in _UNSEEN:
+            unseen = name
+        if not unseen:
+            shown.append(f" {text}" if has_end else f"<{piece}")
+    return "".join(shown)
 
 
 def missing_packages(text: str) -> tuple[str, ...]:
@@ -46,7 +63,7 @@ def _message(body: str) -> str:
     """The error in a JSON answer: Next.js's page has one inside, Nuxt gives one to who asks for JSON."""
     try:
         told: Any = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
     if not isinstance(told, dict):
         return ""

@@ -418,7 +418,8 @@ def _info(fields: Sequence[bytes]) -> FileInfo:
     is_link = own & 0o170000 == 0o120000
     shown = (number(target) if target else 0) if is_link else own
     # Dates end somewhere, and a sandbox may set any time.
-    micros = min(number(modified) // 1000 if not modified.startswith(b"-") else 0, 250_000_000_000_000_000)
+    nanos = number(modified, most=10**28) if not modified.startswith(b"-") else 0
+    micros = min(nanos // 1000, 250_000_000_000_000_000)
     return FileInfo(
         name=to_text(name),
         path=to_text(path),

@@ -53,9 +53,10 @@ class LocalFolder:
         part = f".sandboxkit-{secrets.token_hex(8)}.part"
         with self._at(names[:-1]) as (where, fd):
             new, place = (where / part, where / names[-1]) if fd is None else (Path(part), Path(names[-1]))
-            with os.fdopen(os.open(new, _NEW, 0o644, dir_fd=fd), "wb") as file:
-                file.write(data)
+            made = os.open(new, _NEW, 0o644, dir_fd=fd)
             try:
+                with os.fdopen(made, "wb") as file:
+                    file.write(data)
                 if overwrite:
                     os.replace(new, place, src_dir_fd=fd, dst_dir_fd=fd)
                 elif os.name == "nt":

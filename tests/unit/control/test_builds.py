@@ -100,7 +100,25 @@ def test_a_definition_that_is_not_supported_is_refused_at_once(shared_hollow: An
     assert "step 1" in answer.text
     answer = start(shared_hollow, build, fromImage="", fromTemplate="unbuilt")
     assert "sandboxkit templates build unbuilt" in answer.text
-    assert start(shared_hollow, build, fromImage="", fromTemplate="nosuch").status_code == 400
+    answer = start(shared_hollow, build, steps=[{"type": "USER", "args": ["bob"]}])
+    assert (answer.status_code, "user 'bob'" in answer.text) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("body", "step", "says"),
+    [
+        ({"fromImage": "", "fromTemplate": "nosuch"}, "base", "nosuch"),
+        ({"steps": [{"type": "RUN", "args": ["true"]}, {"type": "USER", "args": ["; exit 1"]}]}, "2", "; exit 1"),
+    ],
+)
+def test_what_no_engine_has_fails_the_build_at_its_step(shared_hollow: Any, body: Any, step: str, says: str) -> None:
+    """As at E2B, whose SDK then shows the line of the definition; nothing is run before."""
+    build = asked(shared_hollow)
+    assert start(shared_hollow, build, **body).status_code == 202
+    status = shared_hollow.client.get(f"/templates/app/builds/{build['buildID']}/status").json()
+    assert (status["status"], status["reason"]["step"]) == ("error", step)
+    assert says in status["reason"]["message"]
+    assert start(shared_hollow, build).status_code == 409
 
 
 def test_a_build_begins_once_and_tells_why_it_failed(shared_hollow: Any, wait_until: Any) -> None:

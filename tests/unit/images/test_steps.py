@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandboxkit.local.images._commands import programs_of, split_apt
 from sandboxkit.local.images._steps import (
+    BEGINNING,
     BadDefinition,
     Definition,
     expand,
     place_of,
-    programs_of,
     read_definition,
-    split_apt,
 )
 
 DIGEST = "a" * 64
@@ -97,6 +97,13 @@ def test_steps_have_the_state_of_those_before() -> None:
     assert (copy.target, copy.into, copy.envs["A"]) == ("/app/sub", True, "2")
     assert (found.workdir, found.places) == ("/app/sub", ("/app",))
     assert [one.number for one in found.steps] == [3, 6]
+
+
+def test_variables_are_made_of_those_that_are_there_from_the_beginning() -> None:
+    """`ENV PATH=/app/bin:$PATH`, which many Dockerfiles have, adds to the path; so does the next one."""
+    found = read(step("ENV", "PATH", "/app/bin:$PATH", "AT", "${HOME}/x"), step("ENV", "PATH", "/b:$PATH"))
+    assert found.envs == {"PATH": f"/b:/app/bin:{BEGINNING['PATH']}", "AT": "/home/user/x"}
+    assert read(step("WORKDIR", "$HOME/x")).workdir == "/home/user/x"
 
 
 def test_apt_must_find_what_it_would_install() -> None:

@@ -94,6 +94,16 @@ def test_places(tmp_path: Path, source: str, target: str, into: str, expected: d
     assert {name: text for name, text in tree(tmp_path).items() if name.startswith(target)} == expected
 
 
+def test_a_file_beside_the_systems_directories_is_refused(tmp_path: Path) -> None:
+    """`COPY app.py /app.py` would make a directory of that name; a folder, or a file for a folder, is copied there."""
+    place = tmp_path / "app.py"
+    assert "app.py cannot be a file here" in run(archive(some), place, "a.txt", place)
+    assert tree(tmp_path) == {}
+    assert run(archive(some), place, "src/deep", place) == ""
+    assert run(archive(some), place, "a.txt", place, into="1") == ""
+    assert tree(tmp_path) == {"app.py/c.py": "src/deep/c.py", "app.py/a.txt": "a.txt"}
+
+
 def test_modes(tmp_path: Path) -> None:
     """A mode goes to every file; folders can be entered where they can be read. setuid is taken away."""
 
@@ -107,11 +117,36 @@ def test_modes(tmp_path: Path) -> None:
     assert (tmp_path / "set" / "x").stat().st_mode & 0o7777 == 0o640
 
 
+def test_links_stay_what_they_are(tmp_path: Path) -> None:
+    """Wherever they lead, in folders and alone; a pattern does not look behind them, and a mode is not theirs."""
+    other = tmp_path / "other"
+    other.mkdir(mode=0o700)
+    (other / "b.py").write_text("not of the archive")
+
+    def fill(tar: tarfile.TarFile) -> None:
+        tar.addfile(*member("src/b.py", b"x"))
+        for name, to in (("src/venv", str(other)), ("src/up", "../../up"), ("src/to-b", "b.py"), ("src/none", "none")):
+            tar.addfile(*member(name, type=tarfile.SYMTYPE, linkname=to))
+        tar.addfile(*member("src/again", type=tarfile.LNKTYPE, linkname="src/venv"))
+
+    assert run(archive(fill), tmp_path, "src", tmp_path / "new", mode="0755") == ""
+    links = {path.name: str(path.readlink()) for path in (tmp_path / "new").iterdir() if path.is_symlink()}
+    assert links == {"venv": str(other), "again": str(other), "up": "../../up", "to-b": "b.py", "none": "none"}
+    assert run(archive(fill), tmp_path, "**/*.py", tmp_path / "found", into="1") == ""
+    assert tree(tmp_path / "found") == {"b.py": "x"}
+    assert run(archive(fill), tmp_path, "src/venv", tmp_path / "alone") == ""
+    assert (tmp_path / "alone").readlink() == other
+    assert (other.stat().st_mode & 0o777, [path.name for path in other.iterdir()]) == (0o700, ["b.py"])
+
+
 HOSTILE: dict[str, Fill] = {
     "absolute": lambda tar: tar.addfile(*member("/tmp/../etc/escape", b"x")),
     "dots": lambda tar: tar.addfile(*member("../escape", b"x")),
-    "link out": lambda tar: tar.addfile(*member("x", type=tarfile.SYMTYPE, linkname="../../escape")),
-    "absolute link": lambda tar: tar.addfile(*member("x", type=tarfile.SYMTYPE, linkname="/etc/passwd")),
+    "through a link": lambda tar: [
+        tar.addfile(*member("x", type=tarfile.SYMTYPE, linkname="..")),
+        tar.addfile(*member("x/escape", b"x")),
+    ].clear(),
+    "a link in its place": lambda tar: tar.addfile(*member(".", type=tarfile.SYMTYPE, linkname="/tmp")),
     "hard link out": lambda tar: tar.addfile(*member("x", type=tarfile.LNKTYPE, linkname="../escape")),
     "device": lambda tar: tar.addfile(*member("x", type=tarfile.CHRTYPE, devmajor=1, devminor=3)),
     "pipe": lambda tar: tar.addfile(*member("x", type=tarfile.FIFOTYPE)),

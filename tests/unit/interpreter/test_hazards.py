@@ -297,3 +297,17 @@ def test_a_kernel_that_reads_nothing_leaves_nothing_in_the_loop(play: Callable[.
         assert not [task for task in asyncio.all_tasks() if "_send_after" in repr(task)]
 
     play(scenario)
+
+
+def test_a_language_without_a_kernel_leaves_nothing(open_client: Any, tmp_path: Path) -> None:
+    """Neither a context nor a directory in the sandbox's /tmp."""
+    (tmp_path / "tmp").mkdir()
+
+    async def ask() -> None:
+        async with open_client(TMPDIR=str(tmp_path / "tmp")) as client:
+            response = client.start("1", language="fortran")
+            assert "no Jupyter kernel called 'fortran'" in await response.text()
+            assert response.status.result() == 400
+
+    asyncio.run(ask())
+    assert list((tmp_path / "tmp").iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 
 import pytest
 
-from sandboxkit.errors import ConfigurationError, IsolationUnavailable
+from sandboxkit.errors import ConfigurationError, EngineUnavailable, IsolationUnavailable
 from sandboxkit.local._child import _own
 from sandboxkit.local.isolation._argv import HostRoot
-from sandboxkit.local.isolation._base import Layer, Limits
+from sandboxkit.local.isolation._base import BoxEnd, BoxSpec, Layer, Limits
 from sandboxkit.local.isolation.gvisor import _plan
+from sandboxkit.local.isolation.gvisor._box import GvisorBox
 from sandboxkit.local.isolation.gvisor._gvisor import find_runsc
+from sandboxkit.local.isolation.limits._cgroup1 import BoxCgroups, Parent
 
 PLAN = _plan.GvisorPlan(
     runsc="/usr/bin/runsc",
@@ -54,6 +57,21 @@ def test_runsc_gets_no_network_and_no_flag_for_tests() -> None:
     words = _plan.command(PLAN)
     assert {"--network=none", "--rootless", "--host-uds=none", "--overlay2=none", "--platform=ptrace"} <= set(words)
     assert not [word for word in words if "TESTONLY" in word or "unsafe" in word.lower()]
+
+
+def test_a_box_that_does_not_get_into_its_groups(tmp_path: Path) -> None:
+    """Is an error of its own; no descriptor is closed twice, which could be somebody else's by then."""
+
+    async def boot() -> None:
+        groups = BoxCgroups((Parent(("pids",), tmp_path),), "late")  # never made
+        box = GvisorBox(
+            BoxSpec(box_id="late"), directory=tmp_path / "box", cgroup=groups, version=1, on_ended=lambda _: None
+        )
+        with pytest.raises(EngineUnavailable, match=r"did not start .*cgroup\.procs"):
+            await box.boot("/bin/true", lambda *fds: PLAN)
+        await box.end(BoxEnd("engine"))
+
+    asyncio.run(boot())
 
 
 def test_the_inner_box() -> None:

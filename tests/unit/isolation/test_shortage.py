@@ -11,13 +11,16 @@ import resource
 import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sandboxkit.errors import EngineUnavailable
 from sandboxkit.local import _descriptors
 from sandboxkit.local.agent import _codec as wire
-from sandboxkit.local.isolation._base import AgentError
+from sandboxkit.local.isolation._base import AgentError, BoxSpec
+from sandboxkit.local.isolation.bubblewrap._box import BubblewrapBox
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="boxes need Linux")
 
@@ -113,6 +116,21 @@ def test_descriptors_that_cannot_be_kept(with_impostor: Any, count: int) -> None
         assert lost == []
 
     with_impostor(scenario)
+
+
+@pytest.mark.parametrize("left", range(3))
+def test_a_box_that_cannot_be_begun(tmp_path: Path, left: int) -> None:
+    """Wherever the descriptors run out, none is lost with it."""
+
+    async def begin() -> None:
+        spec = BoxSpec(box_id="short")
+        box = BubblewrapBox(spec, directory=tmp_path, cgroup=None, version=0, on_ended=lambda _: None)
+        before = os.listdir("/proc/self/fd")
+        with free(left), pytest.raises((OSError, EngineUnavailable)):
+            await box.hold(None, None, b"")  # type: ignore[arg-type]  # it does not come so far
+        assert os.listdir("/proc/self/fd") == before
+
+    asyncio.run(begin())
 
 
 def test_descriptors_are_counted_without_a_look_at_each(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,15 @@ def test_a_warm_one_is_granted_and_replaced() -> None:
     assert pool.slots[1].uses == 1
 
 
+def test_who_was_not_granted_anything_cannot_accept_it() -> None:
+    """An acceptance before the offer changes nothing: its caller still waits, and gets a refusal in time."""
+    pool = policy()
+    assert pool.step(ask(7, "a", until=5.0), 0.0) == [Create(1, "a", X)]
+    assert pool.step(Accept(7), 1.0) == []
+    assert pool.next_alarm() == 5.0
+    assert pool.step(Tick(), 5.0) == [Refuse(7, "timeout")]
+
+
 def test_a_warm_one_that_nobody_accepted_is_warm_again() -> None:
     """Its key is unbound, and whoever comes next may have it."""
     pool = stocked()

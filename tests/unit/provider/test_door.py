@@ -285,3 +285,21 @@ async def test_a_given_endpoint_that_goes_away_is_not_a_loss() -> None:
         sandbox = await provider.create(request())
         with pytest.raises(errors.ProviderUnavailable):
             await sandbox.extend(60)
+
+
+@pytest.mark.anyio
+async def test_a_sandbox_cannot_have_us_keep_a_cookie_or_follow_it_elsewhere() -> None:
+    """One client sends all that runs in a sandbox: what one answer sets comes back with none that follow, and where
+    one leads to nobody goes."""
+    ran = answer(200, b'{"type": "end_of_execution"}\n', Set_Cookie="a=1; Path=/")
+    leads_away = answer(302, b"", Location="/elsewhere", Set_Cookie="b=2")
+    async with service(answer(201, CREATED), ran, leads_away, ran) as (served, provider):
+        sandbox = await provider.create(request())
+        assert (await sandbox.run_code("1")).error is None
+        with pytest.raises(errors.ProviderError):
+            await sandbox.run_code("2")
+        assert (await sandbox.run_code("3")).error is None
+    runs = served.requests[1:]
+    assert [run.line.split()[1] for run in runs] == ["/execute"] * 3
+    assert [run.body["code"] for run in runs] == ["1", "2", "3"]
+    assert not any("cookie" in run.headers for run in runs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -58,6 +59,19 @@ def test_reads_and_writes(tree: Path) -> None:
             refused()
     assert sorted(path.name for path in (tree / "in" / "new").iterdir()) == ["g"]
     assert [path.name for path in (tree / "out").iterdir()] == ["f"]
+
+
+def test_what_cannot_be_written_leaves_nothing(tree: Path) -> None:
+    """As when the disk is full: not even the part that was written."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            LocalFolder(tree / "in").put(["sub", "f"], b"x" * 100_000, overwrite=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in (tree / "in" / "sub").iterdir()] == ["f"]
+    assert (tree / "in" / "sub" / "f").read_bytes() == b"mine"
 
 
 @pytest.mark.slow

@@ -62,9 +62,13 @@ def packets(request: int, kind: int, payload: bytes) -> list[bytes]:
     return [HEADER.pack(request, kind, 0 if at == last else MORE) + payload[at : at + MAX_PACKET] for at in cuts]
 
 
+LONGEST_NUMBER = 28
+"""Digits: a file's time has as many, in nanoseconds, where a program has set it as far away as the kernel lets it."""
+
+
 def number(field: bytes) -> int:
-    """Read a decimal integer of at most 20 digits. ValueError for anything else (`int` alone takes spaces and _)."""
+    """Read a decimal integer of a bounded length. ValueError for anything else (`int` alone takes spaces and _)."""
     digits = field[1:] if field[:1] == b"-" else field
-    if not digits.isdigit() or len(digits) > 20:
+    if not digits.isdigit() or len(digits) > LONGEST_NUMBER:
         raise ValueError("not a number")
     return int(field)

@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Generator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from . import _removal
 from ._codec import MAX_ENTRIES, MAX_REPLY
@@ -113,7 +113,10 @@ def open_file(path: bytes, flags: int, mode: int) -> int:
     except OSError as error:
         if error.errno in (errno.ENXIO, errno.ENODEV):  # a FIFO nobody reads, a socket, a device without a driver
             raise fail(errno.EINVAL, path) from None
-        raise
+        if error.errno != errno.EACCES:
+            raise
+        with _lifted(path, wanted & os.O_NOFOLLOW, error) as own:
+            fd = os.open(own, wanted & ~(os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW))
     try:
         info = os.fstat(fd)
         if stat.S_ISDIR(info.st_mode):
@@ -132,6 +135,33 @@ def open_file(path: bytes, flags: int, mode: int) -> int:
         os.close(fd)
         raise fail(error.errno or errno.EIO, path) from None
     return fd
+
+
+@contextmanager
+def _lifted(path: bytes, flags: int, refusal: OSError) -> Generator[bytes, None, None]:
+    """Another path of a file of the user's, whose mode does not count meanwhile; `refusal` is raised for others.
+
+    At E2B the file API is root's, and a mode that keeps programs from writing keeps it from nothing.
+    """
+    try:
+        handle = os.open(path, flags | os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        raise refusal from None
+    try:
+        own, info = b"/proc/self/fd/%d" % handle, os.fstat(handle)
+        if not stat.S_ISREG(info.st_mode) or info.st_uid != os.getuid():
+            raise refusal
+        mode = stat.S_IMODE(info.st_mode)
+        try:
+            os.chmod(own, mode | 0o600)
+        except OSError:
+            raise refusal from None
+        try:
+            yield own
+        finally:
+            os.chmod(own, mode)
+    finally:
+        os.close(handle)
 
 
 def make_dir(path: bytes) -> bool:
@@ -189,6 +219,14 @@ def rename(source: bytes, target: bytes) -> Steps:
 def set_xattrs(path: bytes, pairs: list[bytes]) -> None:
     """Replace the set of `user.e2b.*` attributes by the given names and values."""
     wanted = {XATTR_PREFIX + pairs[at]: pairs[at + 1] for at in range(0, len(pairs), 2)}
+    try:
+        _set_xattrs(path, wanted)
+    except PermissionError as error:
+        with _lifted(path, 0, error) as own:
+            _set_xattrs(own, wanted)
+
+
+def _set_xattrs(path: bytes, wanted: dict[bytes, bytes]) -> None:
     for name in read_xattrs(path):
         if XATTR_PREFIX + name not in wanted:
             os.removexattr(path, XATTR_PREFIX + name)

@@ -10,7 +10,6 @@ import errno
 import os
 import stat
 from collections.abc import Generator
-from contextlib import suppress
 
 from . import _removal
 
@@ -31,6 +30,8 @@ def move(source: bytes, target: bytes) -> Pauses:
     try:
         yield from _copy(source, part)
         os.rename(part, target)
+    except OSError as error:  # it may name the copy, which nobody knows of
+        raise OSError(error.errno, os.strerror(error.errno or errno.EIO), source) from None
     finally:
         for _ in _removal.remove(part, None):
             pass
@@ -98,10 +99,13 @@ def _copy_content(source: bytes, target: bytes) -> Pauses:
 
 
 def _describe(source: bytes, target: bytes, info: os.stat_result) -> None:
-    """Give a copy the attributes, the mode and the times of its original."""
-    for name in os.listxattr(source, follow_symlinks=False):
-        if name.startswith("user."):
-            with suppress(FileNotFoundError):
+    """Give a copy the attributes, as far as its file system has such, the mode and the times of its original."""
+    try:
+        for name in os.listxattr(source, follow_symlinks=False):
+            if name.startswith("user."):
                 os.setxattr(target, name, os.getxattr(source, name, follow_symlinks=False))
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.ENODATA):
+            raise
     os.chmod(target, stat.S_IMODE(info.st_mode))
     os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))

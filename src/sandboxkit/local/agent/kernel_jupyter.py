@@ -78,9 +78,9 @@ class Bridge:
 
     def __init__(self, descriptor: int, language: str) -> None:
         self._language = language
+        self._spec = _find(language)
         self._directory = tempfile.mkdtemp(prefix="sandboxkit-kernel-")
         self._connection = os.path.join(self._directory, "connection.json")
-        self._spec = _find(language)
         self._process = self._start()
         self._client = BlockingKernelClient(connection_file=self._connection)
         self._client.load_connection_file()

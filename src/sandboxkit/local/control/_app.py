@@ -2,6 +2,7 @@
 
 A create does not wait for it: the sandbox answers at once, and its app some seconds later, when the ready command
 succeeds. At E2B a sandbox starts with its app running, from a snapshot of the machine's memory; there is none here.
+Requests that come by its name meanwhile wait for it, which `is_starting` is for.
 What the command writes goes to LOG inside, which holds its last part only: the sandbox's disk is not the app's to fill.
 """
 
@@ -29,6 +30,8 @@ PACE = 0.01
 READY_POLL = 2.0
 """Only the log waits for it: each question is a shell and a program more for a machine that starts a server."""
 READY_WITHIN = 600.0
+READY_AFTER = 20.0
+"""Where there is no ready command, as at E2B."""
 
 
 class App:
@@ -40,9 +43,12 @@ class App:
         self._command = command
         self._ready = ready
         self._tasks: set[asyncio.Task[None]] = set()
+        self.is_starting = False
+        """It runs, and has not been ready yet."""
 
     def start(self) -> None:
         """Begin, in the background. What fails is logged, and seen by who waits for the port."""
+        self.is_starting = True
         self._spawn(self._live(), "app")
 
     async def aclose(self) -> None:
@@ -58,6 +64,12 @@ class App:
         task.add_done_callback(self._tasks.discard)
 
     async def _live(self) -> None:
+        try:
+            await self._run_app()
+        finally:
+            self.is_starting = False
+
+    async def _run_app(self) -> None:
         started = time.monotonic()
         sandbox_id = self._settings.sandbox_id
         try:
@@ -69,8 +81,7 @@ class App:
             log(logging.WARNING, "app.failed", sandbox_id=sandbox_id, error=str(error))
             return
         self._spawn(self._keep_log(output), "app's log")
-        if self._ready:
-            self._spawn(self._wait_until_ready(started, process), "app's readiness")
+        self._spawn(self._wait_until_ready(started), "app's readiness")
         with contextlib.suppress(AgentLost):
             status = await process.wait()
             is_asked_for = status.code == 0 or status.signal == signal.SIGTERM
@@ -93,15 +104,20 @@ class App:
             os.close(write)
         return process, read
 
-    async def _wait_until_ready(self, started: float, process: Process) -> None:
+    async def _wait_until_ready(self, started: float) -> None:
+        if not self._ready:
+            await asyncio.sleep(READY_AFTER)
+            self.is_starting = False
+            return
         with contextlib.suppress(AgentLost, AgentError):
             while time.monotonic() < started + READY_WITHIN:
                 asked, _ = await self._run(self._ready, quiet=True)
                 if (await asked.wait()).code == 0:
                     duration = time.monotonic() - started
                     log(logging.INFO, "app.ready", sandbox_id=self._settings.sandbox_id, duration=duration)
-                    return
+                    break
                 await asyncio.sleep(READY_POLL)
+        self.is_starting = False
 
     async def _keep_log(self, output: int) -> None:
         """Write what it prints to its log, until the last of its processes has closed it."""

@@ -153,7 +153,8 @@ class Builds:
         )
 
     def start(self, build: Build, body: Mapping[str, Any]) -> None:
-        """Begin to build. Refused: 400 for what is malformed or not supported, 409 where it has begun already."""
+        """Begin to build; what no engine has fails at once. Refused: 400 for what is malformed or not supported here,
+        409 where it has begun already."""
         if build.status != "waiting" or build.build_id not in self._builds:
             raise Refused(409, f"Build {build.build_id} has begun already", error_code="build_started", retry=False)
         try:
@@ -166,6 +167,9 @@ class Builds:
                 **({"workdir": below.workdir} if below is not None else {}),
             )
         except BadDefinition as error:
+            if error.fails:
+                self._failed(build, error.message, str(error.step) if error.step else "base")
+                return
             where = f"step {error.step}: " if error.step else ""
             if error.option:
                 raise unsupported(error.option, f"{where}{error.message}") from None
@@ -182,7 +186,7 @@ class Builds:
         try:
             return self._templates.find(name)
         except TemplateNotFound as error:
-            raise BadDefinition(f"fromTemplate: {error}", step=0) from None
+            raise BadDefinition(f"fromTemplate: {error}", step=0, fails=True) from None
         except TemplateNotBuilt as error:
             raise BadDefinition(f"fromTemplate: {error}", step=0) from None
 

@@ -216,7 +216,7 @@ class TemplateRoutes:
     # -- looking and deleting -------------------------------------------------------------------------------------
 
     async def alias(self, request: Request) -> Response:
-        """Answer whether there is a template of a name."""
+        """Answer whether there is a template of a name: without a tag, whichever tags its builds have."""
         name = request.path_params["alias"]
         try:
             found = self._templates.find(name)
@@ -226,6 +226,8 @@ class TemplateRoutes:
                 return JSONResponse({"templateID": own, "public": True})
             raise _no_template(name) from None
         except TemplateNotFound:
+            if NAME.fullmatch(name.lower()) and (record := self._store.read(name.lower())) is not None:
+                return JSONResponse({"templateID": record.name, "public": False})
             raise _no_template(name) from None
         return JSONResponse({"templateID": found.id, "public": found.id in OWN})
 

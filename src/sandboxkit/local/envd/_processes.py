@@ -178,11 +178,16 @@ class Running:
             await asyncio.gather(*left, return_exceptions=True)
             self._close_inputs()
 
+    @property
+    def is_over(self) -> bool:
+        """Nobody can print to it any more."""
+        return all(output.is_over for output in self._outputs.values())
+
     async def drain(self) -> None:
         """Take and discard what processes left behind still write, until the last of them has closed the pipe."""
         try:
             if self._terminal is None:
-                await asyncio.gather(*(_discard(output) for output in self._outputs.values() if not output.is_over))
+                await asyncio.gather(*(_discard(output) for output in self._outputs.values()))
         finally:
             self.close()
 
@@ -375,6 +380,9 @@ class Processes:
         self._forget()
         self._ended.pop(running.pid, None)
         self._ended[running.pid] = (loop.time() + REMEMBERED, running)
+        if running.is_over:
+            running.close()
+            return
         self._drained[running] = drain = self._own(running.drain())
         drain.add_done_callback(lambda _: self._drained.pop(running, None))
         if len(self._drained) > DRAINED:

@@ -17,10 +17,8 @@ from sandboxkit.local._log import log
 from sandboxkit.local.images._cache import remove_tree
 from sandboxkit.local.images._disk import TooDeep, written_below
 from sandboxkit.local.images._lines import read_lines
-from sandboxkit.local.images._steps import ENV_TARGET
+from sandboxkit.local.images._steps import BEGINNING, ENV_TARGET
 from sandboxkit.local.isolation._base import (
-    BASE_PATH,
-    HOME,
     PREFIX,
     USER,
     AgentError,
@@ -81,9 +79,7 @@ Connect = Callable[[Box], Awaitable[Network]]
 def environment(variables: Mapping[str, str], envs: Mapping[str, str]) -> dict[str, str]:
     """What a step's programs start from: ours, what leads them to the package indexes, the template's own."""
     ours = {
-        "PATH": f"{HOME}/.local/bin:{ENV_TARGET}/bin:{BASE_PATH}",
-        "HOME": HOME,
-        "USER": USER,
+        **BEGINNING,
         "LOGNAME": USER,
         "LANG": "C.UTF-8",
         "XDG_CACHE_HOME": CACHE_TARGET,

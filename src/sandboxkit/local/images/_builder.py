@@ -94,6 +94,9 @@ class Builder:
                 forced = forced or step.force
                 key = step.key(key)
                 await self._step(run, step, key, force=forced)
+            if (last := _unmade(definition)) is not None:
+                key = last.key(key)
+                await self._step(run, last, key, force=forced)
             if definition.start and definition.ready:
                 await self._start(run, definition.final_key(key), force=forced)
             return Result(run.layers, time.monotonic() - started)
@@ -257,6 +260,15 @@ class Builder:
         )
 
 
+def _unmade(definition: Definition) -> Step | None:
+    """A step in the last WORKDIR, which makes it, where no command has run there before."""
+    place = definition.workdir
+    if place in (HOME, "/") or any(step.command and step.workdir == place for step in definition.steps):
+        return None
+    number = definition.steps[-1].number + 1 if definition.steps else 1
+    return Step(number=number, shown=f"WORKDIR {place}", command="true", workdir=place)
+
+
 def _unpack(step: Step) -> list[str]:
     """The program that unpacks a step's archive inside, where a hostile one can do no harm."""
     place = place_of(step.target)
@@ -270,13 +282,14 @@ async def _until_ready(run: _Run, box: StepBox, starting: asyncio.Task[int]) -> 
     started = time.monotonic()
     envs = environment({}, definition.envs)
     while time.monotonic() < started + READY_WITHIN:
-        if starting.done() and starting.result() != 0:
+        is_ready = await box.run(definition.ready, envs, definition.workdir, within=60, quiet=True) == 0
+        if starting.done() and starting.result() != 0:  # also while a ready command that only waits has waited
             raise BuildFailed(
                 f"The start command ended with status {starting.result()} before the ready command succeeded; the log "
                 "has its last lines.",
                 step="finalize",
             )
-        if await box.run(definition.ready, envs, definition.workdir, within=60, quiet=True) == 0:
+        if is_ready:
             run.tell(f"It is ready after {time.monotonic() - started:.1f} s.", "info", "finalize")
             return
         await asyncio.sleep(READY_POLL)

@@ -16,17 +16,19 @@ import hashlib
 import json
 import posixpath
 import re
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sandboxkit._confine import confine
 from sandboxkit.errors import PathError
-from sandboxkit.local.isolation._base import HOME, PREFIX, USER
+from sandboxkit.local.images._commands import NEED_ROOT, programs_of, split_apt, without_sudo
+from sandboxkit.local.isolation._base import BASE_PATH, HOME, PREFIX, USER
 
 ENV_TARGET = f"{PREFIX}/env"
+BEGINNING = {"PATH": f"{HOME}/.local/bin:{ENV_TARGET}/bin:{BASE_PATH}", "HOME": HOME, "USER": USER}
+"""Variables that every step has before a definition sets any."""
 MAX_STEPS = 500
 MAX_TEXT = 128 * 1024
 LAYER_FORMAT = 1
@@ -38,12 +40,6 @@ SYSTEM = frozenset(
 )
 """Top-level directories that no template can change."""
 
-NEED_ROOT = frozenset(
-    {"add-apt-repository", "addgroup", "adduser", "apk", "chroot", "dnf", "dpkg", "groupadd", "insmod", "iptables"}
-    | {"locale-gen", "modprobe", "mount", "pacman", "service", "snap", "su", "sysctl", "systemctl", "umount"}
-    | {"update-alternatives", "useradd", "usermod", "visudo", "yum"}
-)
-APT = frozenset({"apt", "apt-get"})
 PROGRAMS = {
     "ca-certificates": None,
     "iproute2": "ss",
@@ -71,7 +67,6 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _VARIABLE = re.compile(r"\$(?:\{(?P<braced>[A-Za-z_][A-Za-z0-9_]*)\}|(?P<plain>[A-Za-z_][A-Za-z0-9_]*))")
 _MODE = re.compile(r"0?[0-7]{3,4}")
-_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*")
 
 
 class BadDefinition(Exception):
@@ -80,13 +75,14 @@ class BadDefinition(Exception):
     Attributes:
         step: which step, from 1; 0 is the base, None what concerns the whole.
         option: the name of what is not supported; empty where something is malformed.
+        fails: E2B has it no more than this engine: the build is taken, and fails at this step.
     """
 
-    def __init__(self, message: str, *, step: int | None = None, option: str = "") -> None:
+    def __init__(self, message: str, *, step: int | None = None, option: str = "", fails: bool = False) -> None:
         super().__init__(message)
         self.message = message
         self.step = step
-        self.option = option
+        self.option, self.fails = option, fails
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +196,8 @@ def read_definition(
         steps=tuple(reader.steps),
         envs=reader.envs,
         workdir=reader.workdir,
-        start=_without_sudo(start),
-        ready=_without_sudo(ready),
+        start=without_sudo(start),
+        ready=without_sudo(ready),
         force=force,
     )
 
@@ -213,8 +209,7 @@ def base_of(body: Mapping[str, Any], *, python: str) -> Base:
         raise BadDefinition("Exactly one of fromImage and fromTemplate is needed.", step=0)
     if body.get("fromImageRegistry"):
         raise BadDefinition(
-            "Images are not fetched from a registry here: the bases are python:3.N, node:N and templates of this "
-            "engine.",
+            "Images are not fetched here: the bases are python:3.N, node:N and templates of this engine.",
             step=0,
             option="fromImageRegistry",
         )
@@ -280,7 +275,7 @@ class _Reader:
         if not 1 <= len(words) <= 2 or not words[0].strip():
             raise BadDefinition("RUN: a command is needed, and perhaps a user.", step=number)
         is_root = self._is_root(number, words[1]) if len(words) == 2 and words[1] else self.is_root
-        packages, command = split_apt(_without_sudo(words[0]))
+        packages, command = split_apt(without_sudo(words[0]))
         for program in programs_of(command):
             if program in NEED_ROOT:
                 raise BadDefinition(
@@ -289,9 +284,8 @@ class _Reader:
                     step=number,
                     option=program,
                 )
-        self._add(
-            number, f"RUN {words[0]}", force, command=command, packages=packages, root=is_root or "sudo " in words[0]
-        )
+        is_root = is_root or "sudo " in words[0]
+        self._add(number, f"RUN {words[0]}", force, command=command, packages=packages, root=is_root)
 
     def _copy(self, number: int, words: Sequence[str], files: str, force: bool) -> None:
         source, target, owner, mode = (*words, "", "", "", "")[:4]
@@ -341,6 +335,7 @@ class _Reader:
                 "ask for root run as that one, too.",
                 step=number,
                 option=f"user {name[:64]!r}",
+                fails=bool(re.search(r"[^\w.-]", name)),
             )
         return name in ("root", "0")
 
@@ -365,10 +360,11 @@ def _text(name: str, value: object, *, step: int | None) -> str:
 
 
 def expand(text: str, envs: Mapping[str, str]) -> str:
-    """Replace $NAME and ${NAME} by what was set before; other dollars stay."""
+    """Replace $NAME and ${NAME} by what was set before, or is there from the beginning; other dollars stay."""
+    known = {**BEGINNING, **envs}
 
     def value(match: re.Match[str]) -> str:
-        return envs.get(match["braced"] or match["plain"], match[0])
+        return known.get(match["braced"] or match["plain"], match[0])
 
     return _VARIABLE.sub(value, text)
 
@@ -405,46 +401,3 @@ def _writable(path: str, number: int) -> str:
             option=path[:128],
         )
     return path
-
-
-# -- commands -----------------------------------------------------------------------------------------------------
-
-_SUDO = re.compile(r"(^|&&|\|\||[;|(\n]|\b(?:then|do)\b)(\s*)sudo\s+(?:-[EHnS]+\s+)*")
-
-
-def _without_sudo(command: str) -> str:
-    """There is nobody else to become: the rest of the command is what counts."""
-    return _SUDO.sub(r"\1\2", command)
-
-
-def programs_of(command: str) -> Iterable[str]:
-    """The programs that a command line begins its parts with, as well as can be said without a shell."""
-    for part in re.split(r"&&|\|\||[;|\n]", command):
-        for word in part.split():
-            if "=" in word and _NAME.fullmatch(word.split("=")[0]):
-                continue
-            yield posixpath.basename(word.strip("'\"("))
-            break
-
-
-def split_apt(command: str) -> tuple[tuple[str, ...], str]:
-    """Take apt's parts out of a command: the packages that they would install, and the rest to run."""
-    packages: list[str] = []
-    rest: list[str] = []
-    parts = [part for part in re.split(r"&&|;|\n", command.replace("\\\n", " ")) if part.strip()]
-    if not any(program in APT for part in parts for program in programs_of(part)):
-        return (), command
-    for part in parts:
-        if not any(program in APT for program in programs_of(part)):
-            rest.append(part.strip())
-            continue
-        try:
-            words = shlex.split(part)
-        except ValueError:
-            words = part.split()
-        while words and posixpath.basename(words[0]) not in APT:
-            words.pop(0)
-        verbs = [word for word in words[1:] if not word.startswith("-")]
-        if verbs[:1] == ["install"]:
-            packages += [word.split("=")[0] for word in verbs[1:] if _PACKAGE.fullmatch(word.split("=")[0])]
-    return tuple(dict.fromkeys(packages)), " && ".join(rest)

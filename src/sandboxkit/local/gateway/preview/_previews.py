@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import socket
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -34,6 +35,9 @@ PORTS = 64
 """Loopback ports that one sandbox may have."""
 LOOPBACK = ("127.0.0.1", "::1")
 """Where a server inside may listen: one that asks for `localhost` may get either."""
+HELD_FOR = 30.0
+"""Seconds that a request waits for an app that is starting."""
+HELD_POLL = 0.05
 
 Scope = MutableMapping[str, Any]
 Router = Callable[[Scope, "dict[str, str]", int], Route]
@@ -184,7 +188,7 @@ class Previews:
             meant.door, host=host, port=meant.port, mask=live.settings.mask_host, client=str(client[0]).encode()
         )
         try:
-            stream = await _called(live, meant.port)
+            stream = await _called_once_started(live, meant)
         except AgentError:
             await answers.port_not_open(meant.sandbox_id, meant.port)(scope, receive, send)
             return
@@ -201,6 +205,21 @@ class Previews:
             await refusal(scope, receive, send)
         finally:
             stream.close()
+
+
+async def _called_once_started(live: Live, meant: ToSandbox) -> Stream:
+    """As `_called`, but under a sandbox's name nobody listens only once its app has started: programs that were written
+    for E2B ask at once, and get the app's answer there. Who comes by a loopback port is ours, and waits in its own way.
+    """
+    until = time.monotonic() + HELD_FOR
+    while True:
+        try:
+            return await _called(live, meant.port)
+        except AgentError:
+            waits = meant.door == "named" and live.app is not None and live.app.is_starting
+            if not waits or time.monotonic() > until:
+                raise
+        await asyncio.sleep(HELD_POLL)
 
 
 async def _called(live: Live, port: int) -> Stream:

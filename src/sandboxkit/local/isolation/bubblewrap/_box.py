@@ -38,7 +38,7 @@ from sandboxkit.local.isolation.link._port import close_all
 from sandboxkit.local.isolation.processes._processes import is_ending
 from sandboxkit.local.isolation.processes._stopping import Stopper
 from sandboxkit.local.isolation.zygote._nursery import EntryFailed, Nursery
-from sandboxkit.local.isolation.zygote._warden_link import Warden, pid_of
+from sandboxkit.local.isolation.zygote._warden_link import Warden, WardenLost, pid_of
 
 START_WITHIN = 20.0
 """Seconds from bubblewrap's start to the agent's first answer."""
@@ -196,6 +196,10 @@ class BubblewrapBox:
                 await until_readable(errors)
             if why := os.read(errors, ERRORS_KEPT):
                 raise OSError(why.decode("utf-8", "replace"))
+            try:
+                self._init = pid_of(self._init_fd)
+            except OSError as error:
+                raise WardenLost("what it made was killed") from error
         except (TimeoutError, OSError) as error:
             said = str(error) or type(error).__name__
             raise EngineUnavailable(f"A sandbox did not start: {said}.", sandbox_id=self.box_id) from error
@@ -205,14 +209,14 @@ class BubblewrapBox:
     async def _have_made(self, warden: Warden, plan: _argv.Plan, seccomp: bytes, errors: int) -> None:
         """Ask a warden for the box. The other end of `errors`, which is the callee's, is at its end once the box is
         complete, or says why not."""
-        given = [errors, memory_file(seccomp)]
-        if has_tree := self.files.descriptor >= 0:
-            given.append(os.dup(self.files.descriptor))
+        given = [errors]
         try:
+            given.append(memory_file(seccomp))
+            if has_tree := self.files.descriptor >= 0:
+                given.append(os.dup(self.files.descriptor))
             if self._cgroup is not None:
                 given += self._cgroup.open_to_join()
             self._init_fd = await warden.box(_argv.file_system(plan), given, has_tree=has_tree)
-            self._init = pid_of(self._init_fd)
             self._watch(self._init_fd)
         finally:
             for fd in given:

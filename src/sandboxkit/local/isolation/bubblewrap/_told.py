@@ -1,10 +1,9 @@
-"""What a bubblewrap is given and what it tells: descriptors, its words, its child."""
+"""What a bubblewrap is given and what it tells: descriptors, its words."""
 
 from __future__ import annotations
 
 import os
 import select
-from pathlib import Path
 
 ERRORS_KEPT = 4096
 
@@ -15,14 +14,6 @@ def memory_file(data: bytes) -> int:
     os.write(fd, data)
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
-
-
-def only_child(pid: int) -> int:
-    """The one process that bubblewrap has started. ValueError where that is not so."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    if len(children) != 1:
-        raise ValueError(f"bubblewrap has {len(children)} children")
-    return int(children[0])
 
 
 def said(errors: int) -> str:

@@ -97,8 +97,8 @@ class GvisorBox(BubblewrapBox):
             self._watch(self._outer_fd)
             try:
                 async with asyncio.timeout(START_WITHIN):
+                    unused.discard(args_write)  # it closes it, whatever happens
                     self._tell(args_write, _plan.outer_arguments(made))
-                    unused.discard(args_write)
                     await self._know_init()
                     self._bound_tasks()
                     os.write(block_write, b"1")

@@ -65,7 +65,10 @@ def _entries(fields: list[bytes]) -> None:
         values = fields[column::_ENTRY]
         if column == 6:  # a time may lie before 1970
             values = [value.removeprefix(b"-") for value in values]
-        _must(all(value.isdigit() and len(value) <= 20 for value in values), "an entry's number that is none")
+        _must(
+            all(value.isdigit() and len(value) <= wire.LONGEST_NUMBER for value in values),
+            "an entry's number that is none",
+        )
     _must(
         all(not value or (value.isdigit() and len(value) <= 20) for value in fields[8::_ENTRY]), "a mode of no number"
     )

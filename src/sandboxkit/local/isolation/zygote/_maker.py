@@ -94,7 +94,7 @@ def become(box: Box, groups: Sequence[int], outside: tuple[int, int]) -> None:
     _must(_libc.unshare(CLONE_NEWCGROUP), "a cgroup namespace")
     oneself = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     _map(oneself, (0, 0), outside)
-    os.umask(0)
+    os.umask(0o022)
     mount(None, "/", None, MS_REC | MS_PRIVATE)
     mount("tmpfs", BASE, "tmpfs", MS_NOSUID | MS_NODEV)
     os.mkdir(NEW, 0o755)
@@ -115,7 +115,6 @@ def become(box: Box, groups: Sequence[int], outside: tuple[int, int]) -> None:
     _must(_libc.unshare(CLONE_NEWUSER), "a second user namespace")
     _map(oneself, (box.uid, box.uid), (0, 0))
     os.chdir(_after(box.words, "--chdir"))
-    os.umask(0o022)
     os.setsid()
     # What Python has made of signals. Ends of children are ignored: the kernel lets orphans go by itself then.
     for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):

@@ -2,7 +2,8 @@
 
     made ── start ──> ready ── the zygote ends ──> made again at the next use, at most so often
                         │ └─ unused for a while ──> only the warden is kept, while there are boxes
-                        └ an agent that is not as it must be, or a start that fails ──> given up: agents are exec'd
+                        └ an agent that is not as it must be, or a start that fails (not by the warden's end, but for
+                          so many in a row) ──> given up: agents are exec'd
 
 The zygote sees what a box of its template sees, read-only: a box is made as any other, without an agent, the zygote is
 started in its mount namespace, and the box is ended again.
@@ -33,7 +34,7 @@ from sandboxkit.local.isolation.zygote._warden_link import Warden, WardenLost, p
 LOADED_WITHIN = 30.0
 ENTERED_WITHIN = 10.0
 STARTS = 5
-"""Zygotes that may end, one after another, without having served a box, before the nursery is given up."""
+"""How often a zygote may be started, one after another, without having served a box, before the nursery is given up."""
 ENTRIES = 20
 """Forks, one after another, that may fail to enter a box that is there, before it is given up."""
 SAID = 2000
@@ -101,6 +102,10 @@ class Nursery:
             if self.given_up:
                 raise EntryFailed(self.given_up)
             try:
+                if self.warden is None or self.warden.is_lost or self._zygote is None or self._zygote.is_lost:
+                    if self._vain_starts >= STARTS:
+                        raise WardenLost(f"{STARTS} starts, one after another, have served nobody")
+                    self._vain_starts += 1
                 if self.warden is None or self.warden.is_lost:
                     if self.warden is not None:
                         await self.warden.aclose()
@@ -108,8 +113,11 @@ class Nursery:
                 if self._zygote is None or self._zygote.is_lost:
                     await self._start_zygote(self.warden)
             except (WardenLost, EngineUnavailable, OSError, TimeoutError) as error:
-                self.give_up(f"it could not be started: {str(error) or type(error).__name__}")
-                raise EntryFailed(self.given_up) from error
+                why = f"it could not be started: {str(error) or type(error).__name__}"
+                # A warden that was killed meanwhile says nothing about the next one.
+                if self._vain_starts >= STARTS or self.warden is None or not self.warden.has_ended:
+                    self.give_up(why)
+                raise EntryFailed(why) from error
             return self.warden
 
     def begin(self, agent: int, cgroups: Sequence[int], box_filter: bytes) -> socket.socket:
@@ -210,9 +218,6 @@ class Nursery:
         log(logging.ERROR, "warden.lost")
 
     async def _start_zygote(self, warden: Warden) -> None:
-        if self._vain_starts >= STARTS:
-            raise WardenLost(f"{STARTS} zygotes ended without having served anybody")
-        self._vain_starts += 1
         init, end_view = await self._view(warden)
         try:
             try:

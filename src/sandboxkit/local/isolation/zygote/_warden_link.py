@@ -77,6 +77,11 @@ class Warden:
         ours.setblocking(False)
         return cls(ours, process, on_lost)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether its process is gone, be that noticed or not."""
+        return self.is_lost or self._process.poll() is not None
+
     async def box(self, words: Sequence[str], fds: Sequence[int], *, has_tree: bool) -> int:
         """Begin to make a box (see `_maker`); returns a pidfd of its first process.
 
