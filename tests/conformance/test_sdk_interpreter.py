@@ -89,6 +89,22 @@ def test_an_exception_is_data(sandbox: Sandbox) -> None:
     assert sandbox.run_code("'on'").text == "on"
 
 
+def test_signals_are_as_every_python_has_them(sandbox: Sandbox) -> None:
+    """A pipe without a reader, and a file that may grow no more, are exceptions; programs have these signals anew."""
+    code = (
+        "import os, resource\nreader, writer = os.pipe()\nos.close(reader)\ntry: os.write(writer, b'x')\n"
+        "except BrokenPipeError: print('broken pipe')\n"
+        "if (pid := os.fork()) == 0:\n    resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1))\n"
+        "    try:\n        with open('/tmp/large', 'wb', 0) as file: file.write(b'x'), file.write(b'x')\n"
+        "    except OSError: os._exit(7)\n    os._exit(8)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+        "!grep SigIgn /proc/self/status"
+    )
+    printed = sandbox.run_code(code)
+    assert printed.error is None
+    assert "".join(printed.logs.stdout).split() == ["broken", "pipe", "7", "SigIgn:", "0000000000000000"]
+
+
 def test_environment_variables_of_the_sandbox_and_of_a_call(sandbox: Sandbox) -> None:
     """The sandbox's variables are in every call; a call's own are in that call alone."""
     code = "import os; os.environ.get('OF_THE_SANDBOX'), os.environ.get('OF_THE_CALL')"

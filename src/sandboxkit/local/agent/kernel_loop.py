@@ -375,7 +375,8 @@ def serve(descriptor: int, shell: Shell | None = None) -> None:
     Args:
         shell: what `prepare` has made in the process that this one is a fork of.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for signum in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):  # the last two as every Python does at its start
+        signal.signal(signum, signal.SIG_IGN)
     if shell is None:
         _open_streams()
     else:
