@@ -139,11 +139,17 @@ async def lose(isolation: Any) -> Any:
     ends = [(await box.ended).reason for box in (before, after)]
     last = await isolation.create(small("last"))
     answers.append((await run(last, ["echo", "last"])).output.strip())
+    start_zygote = nursery._start_zygote
+
+    async def start_without_a_warden(warden: Any) -> None:
+        nursery._start_zygote = start_zygote
+        os.kill(warden._process.pid, signal.SIGKILL)
+        await start_zygote(warden)
+
+    nursery._start_zygote = start_without_a_warden
     nursery.rest()
-    starting = asyncio.create_task(isolation.create(small("retried")))
-    await asyncio.sleep(0.05)
-    os.kill(nursery.warden._process.pid, signal.SIGKILL)
-    answers.append((await run(await starting, ["echo", "retried"])).output.strip())
+    retried = await isolation.create(small("retried"))
+    answers.append((await run(retried, ["echo", "retried"])).output.strip())
     return {"answers": answers, "ends": ends, "is_new": second != first, "state": isolation.zygotes()}
 
 
