@@ -13,7 +13,7 @@ import threading
 import time
 import tomllib
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +121,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 # -- nothing is left ----------------------------------------------------------------------------------------------
 
 
-def _our_processes() -> dict[int, str]:
+def _our_processes(but_below: Collection[int] = ()) -> dict[int, str]:
     """Processes that the tests started and that still run: pid and command line.
+
+    Those below one of `but_below` are left out: an engine that was there before makes sandboxes in the background.
 
     Found two ways, since each has a gap: by descent from this process (misses orphans) and by the run's token in the
     environment (misses sandboxes, which start with none).
@@ -147,9 +149,11 @@ def _our_processes() -> dict[int, str]:
     found = {}
     for pid, command in alive.items():
         ancestor = pid
+        is_anothers = False
         while ancestor not in (me, 0, 1) and ancestor not in marked:
             ancestor = parents.get(ancestor, 0)
-        if pid != me and ancestor not in (0, 1):
+            is_anothers = is_anothers or ancestor in but_below
+        if pid != me and ancestor not in (0, 1) and not is_anothers:
             found[pid] = command
     return found
 
@@ -158,7 +162,7 @@ def _wait_until_gone(before: dict[int, str], *, seconds: float) -> dict[int, str
     """What was not there before and is still there after a grace time."""
     deadline = time.monotonic() + seconds
     while True:
-        left = {pid: command for pid, command in _our_processes().items() if pid not in before}
+        left = {pid: command for pid, command in _our_processes(before).items() if pid not in before}
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.02)
