@@ -261,7 +261,7 @@ def web_engine(nothing_left_running: None) -> Iterator[Endpoint]:
         except TemplateNotBuilt:
             command = [sys.executable, "-m", "sandboxkit.cli", "templates", "build", name]
             subprocess.run(command, check=True, timeout=900)
-    wide = EngineConfig(log_level="warning", warm=0, max_sandboxes=20, internet_ceiling="packages")
+    wide = EngineConfig(isolation=ISOLATION, log_level="warning", warm=0, max_sandboxes=20, internet_ceiling="packages")
     engine = start_engine(wide)
     yield engine.endpoint
     engine.stop()
