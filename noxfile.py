@@ -29,7 +29,6 @@ OTHERS = (
     "playwright",
     "pyarrow",
     "schemathesis",
-    "uvloop",  # the extra `fast`: the full tier runs the synchronous face on it, the quick one without
     "websockets",
 )
 
@@ -85,6 +84,9 @@ def full(session: nox.Session) -> None:
         _apt(session, "chromium")
     session.run("pytest", "--full", *session.posargs, env={"HYPOTHESIS_PROFILE": "full"})
     if not session.posargs:
+        session.run(
+            "pytest", "--full", "tests/faces", "tests/unit/test_portal.py", env={"SANDBOXKIT_TEST_LOOP": "asyncio"}
+        )
         gvisor(session)
 
 

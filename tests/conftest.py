@@ -54,6 +54,9 @@ ISOLATION = os.environ.get("SANDBOXKIT_TEST_ISOLATION", "auto")
 """What makes the boxes of all tests: `gvisor` tries gVisor as bubblewrap is tried, but for `gvisor-exceptions.toml`."""
 os.environ["SANDBOXKIT_ISOLATION"] = ISOLATION
 
+if os.environ.get("SANDBOXKIT_TEST_LOOP") == "asyncio":  # the synchronous face as it is where there is no uvloop
+    sys.modules["uvloop"] = None  # type: ignore[assignment]
+
 # Settings of the person who runs the tests must not decide what the tests see.
 for _name in ("E2B_API_KEY", "E2B_API_URL", "E2B_SANDBOX_URL", "E2B_DOMAIN", "E2B_DEBUG", "SANDBOXKIT_ENDPOINT"):
     os.environ.pop(_name, None)

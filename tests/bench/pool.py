@@ -7,14 +7,15 @@ On the engine: opening a session again; a warm hand-over; acquire, run, release;
 warm sandbox in which its server runs already, where its template is built. Requests are counted on the fake. What
 stands side by side is measured in turns, in an order that chance shuffles, so that the machine's moods meet all.
 
-On the fake provider, whose creates take 50 ms: eight threads use 40 sandboxes on four places, with this pool and with
-those of llm-sandbox and opensandbox, where a Python that has them is named by SANDBOXKIT_BENCH_PEERS (a virtual
-environment with `pip install -e . llm-sandbox opensandbox`); else they are left out, by name. Nothing passes or fails.
+On the fake provider, whose creates take 50 ms: threads acquire, run (5 ms of sleep, for all alike) and release 40 times
+on four places, with this pool and with those of llm-sandbox and opensandbox, where a Python that has them is named by
+SANDBOXKIT_BENCH_PEERS (a virtual environment with `pip install -e . llm-sandbox opensandbox`); else they are left out,
+by name. Nothing passes or fails.
 
-Of "returned and reused" there are four lines, since llm-sandbox's does less: it is a lock in the caller's thread, and
-hands a sandbox on as it was left, to whoever comes, without asking whether it is there. Ours asks at each hand-over
-(one request, for nothing on the fake), unless somebody holds the session; and the synchronous face crosses to the
-event loop and back twice a use, which 80 empty crossings are shown for.
+Of "returned and reused" there are four more lines, without a run, since llm-sandbox's does less: it is a lock in the
+caller's thread, and hands a sandbox on as it was left, to whoever comes, without asking whether it is there. Ours asks
+at each hand-over (one request, for nothing on the fake), unless somebody holds the session; and the synchronous face
+crosses to the event loop and back twice a use, which 80 empty crossings are shown for.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from sandboxkit.testing import FakeProvider
 
 PEERS = Path(__file__).with_name("pool_peers.py")
 WEB = "streamlit-developer"
-THREADS, USES, PLACES, CREATE = 8, 40, 4, 0.05
+THREADS, USES, PLACES, CREATE, RUN = 8, 40, 4, 0.05, 0.005
 TIMES = 5
 """How often the crowd comes; the best time counts, since a machine has other things to do."""
 
@@ -94,19 +95,19 @@ async def requests_and_reuse(repeat: int) -> None:
         await held.close()
 
 
-def crowd(acquire_and_use: Callable[[], None]) -> float:
-    """Seconds until eight threads have used 40 sandboxes."""
+def crowd(acquire_and_use: Callable[[int], object], number: int = THREADS) -> float:
+    """Seconds until so many threads have used 40 sandboxes."""
     left = iter(range(USES))
     lock = threading.Lock()
 
-    def person() -> None:
+    def person(who: int) -> None:
         while True:
             with lock:
                 if next(left, None) is None:
                     return
-            acquire_and_use()
+            acquire_and_use(who)
 
-    threads = [threading.Thread(target=person) for _ in range(THREADS)]
+    threads = [threading.Thread(target=person, args=[who]) for who in range(number)]
     started = time.perf_counter()
     for thread in threads:
         thread.start()
@@ -121,21 +122,31 @@ def said(name: str, took: float, fake: FakeProvider) -> None:
 
 
 def on_the_fake_again() -> None:
-    """One session, opened and closed 40 times by eight threads or tasks, with what peers leave out and without it."""
+    """A sandbox of one's own for each of four threads, returned and reused with a run in between; then one session,
+    opened and closed 40 times by eight threads or tasks without a run, with what peers leave out and without it."""
     fake = FakeProvider(create_delay=CREATE, limit=PLACES)
     with SandboxPool(endpoint=fake, max_live=PLACES) as pool:
 
-        def reuse() -> None:
+        def use(who: int) -> None:
+            with pool.session(f"user {who}", acquire_timeout=60):
+                time.sleep(RUN)
+
+        took = min(crowd(use, PLACES) for _ in range(TIMES))
+    said(f"returned and reused, {PLACES} threads, each with a run", took, fake)
+    fake = FakeProvider(create_delay=CREATE, limit=PLACES)
+    with SandboxPool(endpoint=fake, max_live=PLACES) as pool:
+
+        def reuse(_: int) -> None:
             with pool.session("user", acquire_timeout=60):
                 pass
 
-        reuse()
+        reuse(0)
         took = min(crowd(reuse) for _ in range(TIMES))
         with pool.session("user"):
             held = min(crowd(reuse) for _ in range(TIMES))
     portal = _portal.current()
-    crossings = min(crowd(lambda: (portal.call(nothing), portal.call(nothing))) for _ in range(TIMES))
-    said("returned and reused", took, fake)
+    crossings = min(crowd(lambda _: (portal.call(nothing), portal.call(nothing))) for _ in range(TIMES))
+    said("returned and reused, no run", took, fake)
     said("the same while somebody holds it: unasked", held, fake)
     print(f"{'  of that, 80 empty crossings to the event loop':<52} {crossings * 1000:8.2f} ms", flush=True)
     fake = FakeProvider(create_delay=CREATE, limit=PLACES)
@@ -165,16 +176,16 @@ async def crowd_of_tasks(fake: FakeProvider) -> float:
 
 
 def on_the_fake() -> None:
-    """This pool and its peers, all on sandboxes that cost 50 ms to create and nothing to use."""
+    """This pool and its peers, all on sandboxes that cost 50 ms to create, and 5 for a run."""
     # Ten places, and two warm: as many as opensandbox takes, whatever the limit.
     for places, min_warm in ((PLACES, 0), (PLACES, 2), (10, 2)):
         fake = FakeProvider(create_delay=CREATE, limit=places)
         with SandboxPool(endpoint=fake, max_live=places, min_warm=min_warm) as pool:
             pool.wait_ready()
 
-            def use(pool: SandboxPool = pool) -> None:
+            def use(_: int, pool: SandboxPool = pool) -> None:
                 with pool.session(None, acquire_timeout=60):
-                    pass
+                    time.sleep(RUN)
 
             took = min(crowd(use) for _ in range(TIMES))
         said(f"one use each, {places} places, {min_warm} warm", took, fake)

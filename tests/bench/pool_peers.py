@@ -1,7 +1,7 @@
 """The released pools of llm-sandbox and opensandbox on a fake provider of the same costs; started by `pool.py`.
 
 It needs neither sandboxkit nor its tests, and runs in the Python that has the two. Their sandboxes are stand-ins that
-cost 50 ms to create and nothing to use, behind the same limit of four; over it a create fails, as with a 429.
+cost 50 ms to create and 5 for a run, behind the same limit of four; over it a create fails, as with a 429.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-THREADS, USES, PLACES, CREATE = 8, 40, 4, 0.05
+THREADS, USES, PLACES, CREATE, RUN = 8, 40, 4, 0.05, 0.005
 TIMES = 5
 logging.disable(logging.CRITICAL)
 
@@ -44,8 +44,8 @@ class Fake:
             self.live.discard(name)
 
 
-def crowd(name: str, fake: Fake, use: Callable[[], None], close: Callable[[], Any]) -> None:
-    """Let eight threads use 40 sandboxes, and say how that went."""
+def crowd(name: str, fake: Fake, use: Callable[[], None], close: Callable[[], Any], number: int = THREADS) -> None:
+    """Let so many threads use 40 sandboxes, and say how that went."""
     left, lock, failed = iter(range(0)), threading.Lock(), []
 
     def person() -> None:
@@ -61,7 +61,7 @@ def crowd(name: str, fake: Fake, use: Callable[[], None], close: Callable[[], An
     times = []
     for _ in range(TIMES):
         left = iter(range(USES))
-        threads = [threading.Thread(target=person) for _ in range(THREADS)]
+        threads = [threading.Thread(target=person) for _ in range(number)]
         started = time.perf_counter()
         for thread in threads:
             thread.start()
@@ -76,7 +76,7 @@ def crowd(name: str, fake: Fake, use: Callable[[], None], close: Callable[[], An
     )
 
 
-def llm_sandbox(uses: int | None, name: str) -> None:
+def llm_sandbox(name: str, *, uses: int | None, threads: int = THREADS, run: float = RUN) -> None:
     from llm_sandbox.pool.base import ContainerPoolManager
     from llm_sandbox.pool.config import PoolConfig
 
@@ -108,7 +108,14 @@ def llm_sandbox(uses: int | None, name: str) -> None:
         max_pool_size=PLACES, min_pool_size=0, acquisition_timeout=5.0, max_container_uses=uses, enable_prewarming=False
     )
     pool = Pool(None, config, "python")
-    crowd(f"llm-sandbox {version('llm-sandbox')}, {name}", fake, lambda: pool.release(pool.acquire()), pool.close)
+
+    def use() -> None:
+        sandbox = pool.acquire()
+        if run:
+            time.sleep(run)
+        pool.release(sandbox)
+
+    crowd(f"llm-sandbox {version('llm-sandbox')}, {name}", fake, use, pool.close, threads)
 
 
 def opensandbox() -> None:
@@ -160,6 +167,7 @@ def opensandbox() -> None:
 
     def use() -> None:
         sandbox = pool.acquire()
+        time.sleep(RUN)
         sandbox.kill()
         sandbox.close()
 
@@ -169,8 +177,9 @@ def opensandbox() -> None:
 def main() -> None:
     """Measure those that are there; say which are not."""
     runs: list[tuple[str, Callable[[], None]]] = [
-        ("llm-sandbox", lambda: llm_sandbox(1, "one use each")),
-        ("llm-sandbox", lambda: llm_sandbox(None, "returned and reused")),
+        ("llm-sandbox", lambda: llm_sandbox("one use each", uses=1)),
+        ("llm-sandbox", lambda: llm_sandbox("returned and reused with a run", uses=None, threads=PLACES)),
+        ("llm-sandbox", lambda: llm_sandbox("returned and reused, no run", uses=None, run=0)),
         ("opensandbox", opensandbox),
     ]
     for name, run in runs:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import importlib.util
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -37,9 +39,20 @@ def test_calls_cross() -> None:
 
 
 def test_the_loop_is_uvloops_where_that_is_installed() -> None:
-    """The extra `fast` is found, and nothing is missing without it."""
-    installed = importlib.util.find_spec("uvloop") is not None
+    """It is found, and nothing is missing without it."""
+    installed = sys.modules.get("uvloop", ...) is not None and importlib.util.find_spec("uvloop") is not None
     assert type(_portal.current().loop).__module__.startswith("uvloop" if installed else "asyncio.")
+
+
+def test_a_pool_needs_no_uvloop() -> None:
+    """Where it is not installed, the synchronous face runs on Python's own loop, to the end of the interpreter."""
+    program = (
+        "import sys\nsys.modules['uvloop'] = None\nfrom sandboxkit import SandboxPool, _portal\n"
+        "from sandboxkit.testing import FakeProvider\npool = SandboxPool(endpoint=FakeProvider())\n"
+        "print(pool.session('a').run_code('6 * 7').text, type(_portal.current().loop).__module__)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "42 asyncio.unix_events\n", "")
 
 
 def test_works_inside_a_running_loop() -> None:
