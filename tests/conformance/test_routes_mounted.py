@@ -136,7 +136,8 @@ def test_events_arrive_as_they_happen_and_a_client_that_goes_ends_the_run(engine
     ):
         with http.stream("POST", "/tools/api/sandbox", json={"fragment": endless}, headers=headers) as answer:
             assert answer.headers["content-type"].startswith("text/event-stream")
-            for line in answer.iter_lines():
+            lines = answer.iter_lines()  # kept: httpx hangs up when nobody has it any more
+            for line in lines:
                 if line.startswith("data: ") and json.loads(line.removeprefix("data: "))["step"] == "run":
                     break
             assert pool.stats()["in_use"] == 1

@@ -204,6 +204,8 @@ def test_a_file_of_a_gibibyte_goes_up_and_down_in_bounded_memory(engine: Endpoin
         finally:
             over.set()
             looking.join()
+    with httpx.Client(base_url=str(engine.api_url), headers={"X-API-KEY": engine.api_key}) as client:
+        assert client.delete(f"/templates/{build['templateID']}").status_code == 204
     assert got.hexdigest() == sent.hexdigest()
     assert peak - before < 64 * 1024 * 1024
 
