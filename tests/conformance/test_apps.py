@@ -238,6 +238,17 @@ def test_a_broken_fragment_says_what_is_wrong_and_leaves_nothing(session: Sessio
     assert get(done.app.url) == (200, "better")
 
 
+def test_the_end_of_an_earlier_server_is_not_that_of_the_next(session: Session) -> None:
+    """A server whose shell is slow to start is not taken for the one that ended before it."""
+    make, error, says, _ = BROKEN["a server that dies"]
+    with pytest.raises(error, match=says):
+        session.run(make())
+    session.files.write(".bash_profile", "case $BASH_EXECUTION_STRING in *'echo $?'*) sleep 1;; esac\n")
+    done = session.run(fragment("TEXT = 'late'"))
+    assert done.app is not None
+    assert get(done.app.url) == (200, "late")
+
+
 def test_w7_an_installation_that_never_ends_is_stopped(engine: Endpoint, pool: SandboxPool) -> None:
     """TimeoutPolicy.install holds; its processes are gone, and the error has what it said."""
     endless = "import time, sys\nprint('looking', flush=True)\ntime.sleep(1000)"

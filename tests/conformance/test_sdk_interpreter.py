@@ -71,13 +71,10 @@ def test_callbacks_hear_each_kind_of_event(sandbox: Sandbox) -> None:
         on_result=lambda result: heard.append(("result", result.text)),
         on_error=lambda error: heard.append(("error", error.name)),
     )
-    assert heard == [
-        ("out", "0\n"),
-        ("out", "1\n"),
-        ("out", "2\n"),
-        ("result", "shown"),
-        ("error", "ZeroDivisionError"),
-    ]
+    printed, others = [text for kind, text in heard if kind == "out"], heard[-2:]
+    assert "".join(map(str, printed)) == "0\n1\n2\n"
+    assert len(printed) >= 3  # a line may come in pieces
+    assert others == [("result", "shown"), ("error", "ZeroDivisionError")]
 
 
 def test_an_exception_is_data(sandbox: Sandbox) -> None:

@@ -414,24 +414,29 @@ def test_what_would_need_its_files(on_gvisor: Any) -> None:
     assert answer["lives"] == "lives\n"
 
 
-async def overlaid(isolation: Any) -> Any:
-    """Ask for a box with a template's own files, to be written over."""
+async def refused(isolation: Any) -> Any:
+    """Ask for boxes with a template's own files, to be written over, and with a volume."""
     from dataclasses import replace
 
     from box_tools import small
 
     from sandboxkit.errors import UnsupportedOption
-    from sandboxkit.local.isolation._base import HOME, Overlay
+    from sandboxkit.local.isolation._base import HOME, Layer, Overlay
 
-    try:
-        await isolation.create(replace(small("over"), overlays=(Overlay(target=HOME, lowers=("/usr/share",)),)))
-    except UnsupportedOption as error:
-        return str(error)
-    return "made"
+    said = []
+    for more in (
+        {"overlays": (Overlay(target=HOME, lowers=("/usr/share",)),)},
+        {"volumes": (Layer(target="/mnt/v", source="/usr/share"),)},
+    ):
+        try:
+            await isolation.create(replace(small("over"), **more))
+        except UnsupportedOption as error:
+            said.append(f"{error.option}: {error}")
+    return said
 
 
 def test_what_cannot_be_had(on_gvisor: Any) -> None:
-    """A template with files of its own is refused by name, with what to use instead."""
-    said = on_gvisor(overlaid)
-    assert "gVisor" in said
-    assert "bubblewrap" in said
+    """A template with files of its own and a volume are refused by name, with what to use instead."""
+    said = on_gvisor(refused)
+    assert [line.partition(":")[0] for line in said] == ["template", "volumeMounts"]
+    assert all("gVisor" in line and "bubblewrap" in line for line in said)

@@ -175,7 +175,7 @@ def _start(config: EngineConfig, deadline: float, timeout: float) -> Engine:
         _close_pipes(process)
         # It ends by itself now; killing it outright would leave its boxes to the next engine.
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(2.0)
+            process.wait(5.0)
         if process.poll() is None:
             process.kill()
             process.wait()

@@ -45,7 +45,9 @@ async def start_job(
 ) -> Job:
     """Start a shell line as a job. Its log begins anew."""
     log, code = f"{PLACE}/{name}.log", f"{PLACE}/{name}.code"
-    script = f"mkdir -p {PLACE}; rm -f {code}; ( {line}\n) >{log} 2>&1 </dev/null; echo $? >{code}"
+    # Before it starts: what an earlier one has left would be taken for its own words and its own end.
+    await _ask(sandbox, f"mkdir -p {PLACE}; rm -f {log} {code}")
+    script = f"( {line}\n) >{log} 2>&1 </dev/null; echo $? >{code}"
     command = await sandbox.start_command(script, cwd=cwd, envs=envs)
     return Job(name, command)
 
