@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import gc
+import json
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -48,3 +51,19 @@ def test_an_entry(lying_envd: Callable[[str], Any], lie: list[bytes | int]) -> N
     with lying_envd(LIAR % wire.pack(lie).hex()) as envd, envd.client() as client:
         answer = client.post(f"{base('/x')}/filesystem.Filesystem/Stat", json={"path": "/x/f"})
         assert is_lost(answer), (answer.status_code, answer.text)
+
+
+def test_what_nobody_waits_for_any_more_fails_in_silence(
+    lying_envd: Callable[[str], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A client that leaves before its program was started: that the sandbox is lost then is no error of the engine."""
+    mute = LIAR.replace("sock.send", "kind == 1 and sock.send") % ""
+    message = json.dumps({"process": {"cmd": "true"}}).encode()
+    start = b"\0" + struct.pack("!I", len(message)) + message
+    with lying_envd(mute) as envd:
+        with envd.client(**{"Content-Type": "application/connect+json"}) as client, pytest.raises(httpx.ReadTimeout):
+            client.post("/process.Process/Start", content=start, timeout=0.3)
+        envd.kill_agent()
+        envd.run(asyncio.sleep(0.1))
+    gc.collect()
+    assert "never retrieved" not in caplog.text

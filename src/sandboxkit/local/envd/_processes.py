@@ -294,6 +294,7 @@ class Processes:
         self._starting += 1
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
         task = self._own(self._start(command, stdin, terminal, deadline, subscription))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # the caller may have left
         return await asyncio.shield(task)
 
     async def aclose(self) -> None:
