@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import gc
 import json
 import os
@@ -69,8 +70,10 @@ def main() -> None:
         os._exit(0)
     die_with_parent()
     must(_libc.mount(b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None), "mounting /proc")
+    # The number that it was given is one that comes through an exec: it would be open in each box's first process.
+    keep = fcntl.fcntl(control, fcntl.F_DUPFD_CLOEXEC, PASSED_BELOW)
+    os.close(control)
     null = os.open("/dev/null", os.O_RDWR)
-    keep = os.dup2(control, PASSED_BELOW + 1, False)
     # The numbers that programs find their descriptors under are taken, so that none of ours ever has one of them.
     for number in (0, 1, *range(3, PASSED_BELOW)):
         if number != null:
