@@ -40,6 +40,21 @@ for n in range(6):
 ends = [os.wait()[1] for n in range(6)]
 print('no limit' if not any(ends) else 'some died', flush=True)
 """,
+    "pages of processes whose first thread has ended": """
+import ctypes, mmap, threading
+def hog():
+    held = mmap.mmap(-1, 60 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for at in range(0, 60 << 20, 4096):
+        held[at] = 1
+    time.sleep(5)
+    os._exit(0)
+for n in range(6):
+    if os.fork() == 0:
+        threading.Thread(target=hog).start()
+        ctypes.CDLL(None).syscall({'x86_64': 60, 'aarch64': 93}[os.uname().machine], 0)
+ends = [os.wait()[1] for n in range(6)]
+print('no limit' if not any(ends) else 'some died', flush=True)
+""",
     "files": """
 for place in ('/tmp', '/dev/shm', '/home/user'):
     fd = os.open(place + '/big', os.O_CREAT | os.O_WRONLY)
