@@ -100,7 +100,10 @@ class Warden:
         # In a fork, each page that is written to is copied; a collection would write to all of them.
         gc.freeze()
         gc.disable()
-        self.control.send(b"ready")
+        # The engine has to let go of this process where the outer half has ended before it.
+        oneself = os.pidfd_open(os.getpid())
+        self.send(b"ready", oneself)
+        os.close(oneself)
         poll = select.poll()
         poll.register(self.control, select.POLLIN)
         poll.register(self.wakes, select.POLLIN)
@@ -119,6 +122,10 @@ class Warden:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 continue
 
+    def send(self, said: bytes, pidfd: int) -> None:
+        """Say something, and give a descriptor with it."""
+        self.control.sendmsg([said], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", pidfd))])
+
     def answer(self) -> None:
         """Carry out one request."""
         data, rights, _, _ = self.control.recvmsg(MAX_REQUEST, socket.CMSG_SPACE(4 * MAX_FDS), socket.MSG_CMSG_CLOEXEC)
@@ -130,7 +137,7 @@ class Warden:
             request = json.loads(data)
             pid = zygote(request, fds) if request["do"] == "zygote" else box(request, fds)
             pidfd = os.pidfd_open(pid)
-            self.control.sendmsg([b"pid"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", pidfd))])
+            self.send(b"pid", pidfd)
         except OSError as error:
             self.control.send(str(error).encode()[:1000])
         finally:
