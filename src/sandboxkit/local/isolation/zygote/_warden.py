@@ -132,13 +132,15 @@ class Warden:
         if not data:
             os._exit(0)
         fds = [fd for _, _, raw in rights for fd in struct.unpack(f"{len(raw) // 4}i", raw[: len(raw) // 4 * 4])]
-        pidfd = -1
+        pid = pidfd = -1
         try:
             request = json.loads(data)
             pid = zygote(request, fds) if request["do"] == "zygote" else box(request, fds)
             pidfd = os.pidfd_open(pid)
             self.send(b"pid", pidfd)
         except OSError as error:
+            if pid > 0:  # nobody would know of it
+                os.kill(pid, signal.SIGKILL)
             self.control.send(str(error).encode()[:1000])
         finally:
             for fd in (*fds, pidfd):

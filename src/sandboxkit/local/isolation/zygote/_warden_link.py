@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import re
@@ -31,6 +32,11 @@ PID = re.compile(r"^Pid:\s*(\d+)$", re.MULTILINE)
 
 class WardenLost(Exception):
     """The warden is gone, or could not do what was asked of it."""
+
+
+class WardenHindered(WardenLost):
+    """The kernel passes it no descriptors: those that programs have on their way are counted for all boxes together,
+    and one box has too many. That says nothing about the warden."""
 
 
 class Warden:
@@ -119,7 +125,8 @@ class Warden:
             self._control.sendmsg([json.dumps(request).encode()], rights)
         except OSError as error:
             os.close(place)
-            raise WardenLost(f"the warden takes no requests: {error.strerror}") from error
+            kind = WardenHindered if error.errno == errno.ETOOMANYREFS else WardenLost
+            raise kind(f"the warden takes no requests: {error.strerror}") from error
         answer: asyncio.Future[int] = self._loop.create_future()
         self._answers.append(answer)
         self._places.append(place)
