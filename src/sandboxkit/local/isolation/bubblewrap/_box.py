@@ -244,8 +244,9 @@ class BubblewrapBox:
             self._told += piece
             if not piece or len(self._told) > ERRORS_KEPT:
                 raise ValueError("bubblewrap ended before it made the sandbox")
-        self._init = int(found[1])
-        self._init_fd = os.pidfd_open(self._init)
+        init = int(found[1])
+        self._init_fd = os.pidfd_open(init)
+        self._init = init
         self._watch(self._init_fd)
 
     async def _know_init_after_all(self) -> None:
@@ -315,10 +316,10 @@ class BubblewrapBox:
         if self._outer is not None and self._outer.poll() is None:
             self._outer.kill()
             self._outer.wait()
-        if self._init:
+        if self._init_fd >= 0:
             # Ours since its parent is gone (the engine is a subreaper), unless that reaped it first.
             with contextlib.suppress(ChildProcessError):
-                os.waitpid(self._init, 0)  # noqa: ASYNC222 (its pidfd has said that it ended)
+                os.waitid(os.P_PIDFD, self._init_fd, os.WEXITED)  # noqa: ASYNC222 (its pidfd has said that it ended)
         held = [pidfd for pidfd in (self._init_fd, self._outer_fd) if pidfd >= 0]
         for pidfd in held:
             await until_reaped(pidfd)

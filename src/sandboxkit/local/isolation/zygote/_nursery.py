@@ -203,6 +203,7 @@ class Nursery:
         """Use it no more: agents are started by exec from now on."""
         if not self.given_up:
             self.given_up = why
+            self.rest()
             log(logging.WARNING, "zygote.given_up", reason=why)
 
     def rest(self) -> None:
