@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from sandboxkit.local._trees import remove_tree
 from sandboxkit.local.images import _cache, _manifest
 
 
@@ -153,7 +154,7 @@ def test_a_link_that_a_step_has_left_leads_nowhere(tmp_path: Path) -> None:
     (left / "work" / "x").mkdir(parents=True)
     (left / "work" / "x" / "work").symlink_to(victim)
     (left / "other").symlink_to(victim)
-    _cache.remove_tree(left)
+    remove_tree(left)
     assert not left.exists()
     assert (stat.S_IMODE(victim.stat().st_mode), os.listdir(victim)) == (0o750, ["precious"])
 
@@ -161,13 +162,13 @@ def test_a_link_that_a_step_has_left_leads_nowhere(tmp_path: Path) -> None:
 CLOSED = """
 import os, sys
 from pathlib import Path
-from sandboxkit.local.images import _cache
+from sandboxkit.local._trees import remove_tree
 left = Path(sys.argv[1], "left")
 (left / "a" / "b" / "c").mkdir(parents=True)
 (left / "a" / "b" / "c" / "file").write_text("x")
 for path in (left / "a" / "b" / "c", left / "a" / "b", left / "a", left):
     path.chmod(0)
-_cache.remove_tree(left)
+remove_tree(left)
 print(left.exists())
 """
 

@@ -12,6 +12,7 @@ import pytest
 
 from sandboxkit.local.isolation._base import BoxSpec
 from sandboxkit.local.isolation.bubblewrap._box import BubblewrapBox
+from sandboxkit.local.isolation.host._stale import LOCK, reap_stale
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="boxes need Linux")
 
@@ -31,3 +32,25 @@ def test_the_number_of_its_first_process_is_anothers(tmp_path: Path) -> None:
     with subprocess.Popen(["sh", "-c", "sleep 0.5; exit 7"]) as another:
         asyncio.run(end(pidfd, another.pid))
         assert another.wait() == 7
+
+
+def deep(top: Path) -> None:
+    """Nest directories deeper than Python calls, and longer than a path may be."""
+    here = os.open(top, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("deep", dir_fd=here)
+        inner = os.open("deep", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.close(here)
+
+
+def test_what_an_engine_leaves_is_removed_however_deep_it_is(tmp_path: Path) -> None:
+    """A sandbox may nest directories in a volume as deep as it likes: neither the engine's end nor the start of the
+    next one, which clears up after one that was killed, trips over them."""
+    volume = tmp_path / "engine-1" / "kept" / "volumes" / "id" / "data"
+    volume.mkdir(parents=True)
+    (tmp_path / "engine-1" / LOCK).touch()
+    deep(volume)
+    assert reap_stale(tmp_path) == ["engine-1"]
+    assert list(tmp_path.iterdir()) == []

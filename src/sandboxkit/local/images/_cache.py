@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sandboxkit.local.agent import _removal
+from sandboxkit.local._trees import remove_tree
 
 TEMPORARY = ".making-"
 
@@ -184,15 +184,6 @@ def lock(path: Path, *, on_wait: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a directory with all that is in it, as far as that is possible. What a build step has left there may be
-    nested as deep as it likes, closed, and links to anywhere: it is removed through open directories."""
-    # A maker that was killed may have left a tool that still writes there; the next maker tries again.
-    with contextlib.suppress(OSError):
-        for _ in _removal.remove(os.fsencode(path), None):
-            pass
 
 
 def _size(path: Path) -> int:

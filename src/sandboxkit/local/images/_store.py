@@ -23,6 +23,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from sandboxkit.local._config import engine_uid
+from sandboxkit.local._trees import remove_tree
 from sandboxkit.local.images import _manifest
 from sandboxkit.local.images._as_owner import do_as_owner
 from sandboxkit.local.images._cache import (
@@ -33,7 +34,6 @@ from sandboxkit.local.images._cache import (
     next_generation,
     prune_layers,
     remove_left,
-    remove_tree,
 )
 
 LOCK_POLL = 0.2
