@@ -192,9 +192,11 @@ async def step_box(
     finally:
         is_full = watch.done() and not watch.cancelled()
         watch.cancel()
-        if network is not None:
-            await asyncio.shield(network.close())
-        await asyncio.shield(box.kill())
+        try:
+            if network is not None:
+                await asyncio.shield(network.close())
+        finally:
+            await asyncio.shield(box.kill())
     if is_full:
         raise BuildFailed(TOO_MUCH, step=step)
 

@@ -35,6 +35,7 @@ from sandboxkit.local.images._cache import (
     prune_layers,
     remove_left,
 )
+from sandboxkit.local.isolation.link._open_files import in_thread
 
 LOCK_POLL = 0.2
 LOCKS = 256
@@ -123,7 +124,8 @@ class Store:
                 working = await asyncio.to_thread(self._begin, held)
                 try:
                     await fill(working)
-                    return await asyncio.to_thread(self._finish, working, name)
+                    # To its end, whoever waits: what is removed in the middle of it would have the layer's name.
+                    return await in_thread(self._finish, working, name)
                 except BaseException:
                     await asyncio.shield(asyncio.to_thread(remove_tree, working))
                     raise
