@@ -13,6 +13,7 @@ import pytest
 from sandboxkit.local.isolation._base import BoxSpec
 from sandboxkit.local.isolation.bubblewrap._box import BubblewrapBox
 from sandboxkit.local.isolation.host._stale import LOCK, reap_stale
+from sandboxkit.local.isolation.zygote._strays import end_strays
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="boxes need Linux")
 
@@ -54,3 +55,14 @@ def test_what_an_engine_leaves_is_removed_however_deep_it_is(tmp_path: Path) -> 
     deep(volume)
     assert reap_stale(tmp_path) == ["engine-1"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_view_that_has_ended_has_no_strays() -> None:
+    """Who looks for processes that see its files finds none: other zombies see no files, either."""
+    with subprocess.Popen(["true"]) as view, subprocess.Popen(["true"]) as other:
+        for one in (view, other):
+            os.waitid(os.P_PID, one.pid, os.WEXITED | os.WNOWAIT)
+        pidfd = os.pidfd_open(view.pid)
+        with pytest.raises(ProcessLookupError):
+            end_strays(pidfd, zygote=0)
+        os.close(pidfd)
