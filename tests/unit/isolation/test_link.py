@@ -104,6 +104,10 @@ def test_lies_end_the_link(with_impostor: Any, lie: str) -> None:
         wire.pack([b"name", b"/name", 1, 0, 0, 0, 0, b"", b"", 5]),
         wire.pack([b"name"]),
         wire.pack([b"name", b"/name", 1, 0, 0, 0, 0, b"", b"", -1]),
+        wire.pack([b"name", b"/name", 1 << 40, 0, 0, 0, 0, b"", b"", 0]),
+        wire.pack([b"name", b"/name", -1, 0, 0, 0, 0, b"", b"", 0]),
+        wire.pack([b"name", b"/name", 1, 1 << 63, 0, 0, 0, b"", b"", 0]),
+        wire.pack([b"name", b"/name", 1, 0, 0, 0, 0, b"/", 1 << 40, 0]),
     ],
 )
 def test_malformed_entries(with_impostor: Any, payload: bytes) -> None:
