@@ -306,6 +306,7 @@ class Agent:
     def give_up(self, pid: int) -> None:
         """End a child that the engine cannot be told of."""
         _programs.end(pid, started_in=self.pids.pop(pid))
+        self.unwatched.pop(pid, None)
         for watch in [one for one, (child, _) in self.children.items() if child == pid]:
             del self.children[watch]
             self.poll.unregister(watch)
