@@ -1064,13 +1064,15 @@ class SandboxPool:
 
         A process on the same host (or in the same container) that runs no more is known to be dead; so are pools of
         this process that are gone. Nothing is known of other hosts: sandboxes from there are left to their lifetime,
-        unless `older_than` says from which age on, in seconds, nobody can need them. This pool's own are never killed.
+        unless `older_than` says from which age on, in seconds, nobody can need them. What a pool of this process has,
+        attached ones too, is never killed. Of what another process has attached nothing is known: its tags name who
+        made it.
 
         Returns:
             The ids of those that were killed.
 
         Raises:
-            ProviderError: the service did not answer.
+            ProviderError: the service did not answer, or did not kill one of them; the others are killed all the same.
         """
         value: tuple[str, ...] = self._portal.call(self._async.reap, older_than=older_than)
         return value
@@ -1096,7 +1098,8 @@ class SandboxPool:
 
         Callers that wait get what became possible. With less than now, warm ones and then idle sessions are killed,
         least recently used first; those in use stay, and no new one is made until enough of them are gone. Warm ones
-        beyond a lower `min_warm` stay until somebody uses them, their place is needed, or `idle_timeout` says so.
+        beyond a lower `min_warm` stay until somebody uses them, their place is needed, `idle_timeout` says so, or their
+        lifetime ends.
 
         Raises:
             ConfigurationError: not a whole number of at least 1 (0 for `min_warm`), or more warm than live ones.

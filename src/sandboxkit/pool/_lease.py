@@ -126,7 +126,8 @@ class Lease:
         async with self._recovering:
             if self.core is not lost:
                 return True  # another use of this hold was first
-            recipe = Recipe(self.request.recipe.files, lost.journal if self.shell.options.on_loss == "replay" else None)
+            # Its files are the session's, whichever hold of it meets the loss first.
+            recipe = Recipe(lost.files, lost.journal if self.shell.options.on_loss == "replay" else None)
             request = Request(
                 key=self.request.key, spec=lost.spec, timeout=self.shell.options.acquire_timeout, recipe=recipe
             )

@@ -142,6 +142,11 @@ class Shell:
     def is_open(self) -> bool:
         return self._tasks is not None and not self.policy.closing
 
+    def sandbox_ids(self) -> set[str]:
+        """The sandboxes that it has, or is about to take up."""
+        there = {core.sandbox.sandbox_id for core in self.workers.cores.values()}
+        return there | {slot.adopts for slot in self.policy.slots.values() if slot.adopts is not None}
+
     def check(self) -> None:
         """Refuse a use in a forked child, where neither the loop nor its connections are.
 

@@ -289,3 +289,35 @@ def test_liveness_is_known_of_this_host_only() -> None:
     other = "0" * len(host)
     for name in ("", "x", host, f"{host}:x:1", f"{host}:{pid}:-", f"{other}:999999:1", f"{host}:-1:1"):
         assert not is_dead(name, "x")
+
+
+@BOTH
+async def test_what_a_pool_has_attached_is_no_orphan() -> None:
+    """Its tags name the pool that made it, which is gone: neither its new pool nor another of this process kills it,
+    by whatever rule."""
+    fake = FakeProvider()
+    attached = await crashed(fake, name="web", owner="me")
+    other = await crashed(fake, name="web", owner="me")
+    async with (
+        AsyncSandboxPool(endpoint=fake, name="web", owner="me") as pool,
+        AsyncSandboxPool(endpoint=fake, name="web", owner="me") as colleague,
+    ):
+        session = await pool.attach(attached)
+        assert await colleague.reap(older_than=1e-9) == (other,)
+        assert await pool.reap() == ()
+        assert (await session.run_code("1")).text == "1"
+
+
+@BOTH
+async def test_an_orphan_that_cannot_be_killed_keeps_no_other() -> None:
+    """The rest is killed all the same; then the failure is raised, and the event says which it was."""
+    fake, told = FakeProvider(), list[Event]()
+    orphans = [await crashed(fake, name="web") for _ in range(3)]
+    fake.inject("kill", Fault(error=ProviderUnavailable("503")))
+    async with AsyncSandboxPool(endpoint=fake, name="web", on_event=told.append) as pool:
+        with pytest.raises(ProviderUnavailable):
+            await pool.reap()
+        assert len(fake.live) == 1
+        failed = [event.sandbox_id for event in told if event.name == "sandbox.kill_failed"]
+        assert fake.live == set(failed) < set(orphans)
+        assert await pool.reap() == tuple(failed)
