@@ -415,7 +415,8 @@ class CommandHandle:
     """A command that `run_command(background=True)` started. It runs until it ends, is killed, or its sandbox ends.
 
     It does not prolong the sandbox's life; uses of the session do, and so does waiting for it
-    (`renew="heartbeat"`).
+    (`renew="heartbeat"`). A pause of the sandbox stops it; who waits for it lets both go on. What it writes between
+    then and its being listened to again, some milliseconds, is not heard.
     """
 
     def __init__(self, portal: _portal.Portal, wrapped: AsyncCommandHandle) -> None:
@@ -437,6 +438,7 @@ class CommandHandle:
             CommandTimeout: it has not ended within `timeout`; wait again, or `kill()` it.
             OutputTooLarge: it wrote more than the `max_output` that it was started with.
             SandboxLost, PoolError: the sandbox went first, or the session was closed.
+            ProviderError: the service did not answer, or knows the command no more after a pause.
         """
         value: CommandResult = self._portal.call(self._async.wait, timeout=timeout)
         return value

@@ -10,6 +10,7 @@ import pytest
 
 from sandboxkit import NullSandboxPool, SandboxPool, TimeoutPolicy
 from sandboxkit._types import Endpoint
+from sandboxkit.errors import CommandTimeout
 
 
 @pytest.mark.engine
@@ -81,3 +82,22 @@ def test_files_go_on_in_the_sandbox_that_replaces_a_lost_one(engine: Endpoint) -
         session.files.write("y", "last")
         assert [entry.name for entry in session.files.list()] == ["y"]
         assert len(session.losses) == 4
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_a_background_command_outlives_a_pause(engine: Endpoint) -> None:
+    """A pause cuts the stream of its output off: whoever waits for it lets both go on, and the sandbox is not given up
+    for lost."""
+    with SandboxPool(endpoint=engine) as pool, pool.session("a") as session:
+        command = session.run_command("echo before; sleep 2; echo after", background=True)
+        with pytest.raises(CommandTimeout):
+            command.wait(timeout=0.3)
+        session.pause()
+        result = command.wait()
+        assert (result.exit_code, result.stdout) == (0, "before\nafter\n")
+        assert (pool.stats()["paused_total"], pool.stats()["lost"]) == (1, 0)
+        sleeper = session.run_command("sleep 1000", background=True)
+        session.pause()
+        assert sleeper.kill()
+        assert sleeper.wait().exit_code != 0

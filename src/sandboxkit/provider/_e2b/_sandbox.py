@@ -346,7 +346,7 @@ class E2BSandbox:
             raise CommandTimeout(
                 f"The command did not start within {limit:g} s.", sandbox_id=self.sandbox_id, timeout=limit
             )
-        return E2BCommand(self._raw, handle, listener.keeper, self._way, lambda: self._end_at, takes_stdin=stdin)
+        return E2BCommand(self._raw, handle, listener, self._way, lambda: self._end_at, takes_stdin=stdin)
 
     async def _restart(self, context: str | None) -> None:
         if context is None:
