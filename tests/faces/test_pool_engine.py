@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from typing import Any
@@ -101,3 +102,18 @@ def test_a_background_command_outlives_a_pause(engine: Endpoint) -> None:
         session.pause()
         assert sleeper.kill()
         assert sleeper.wait().exit_code != 0
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_a_command_whose_limit_meets_its_start_is_killed(engine: Endpoint, caplog: pytest.LogCaptureFixture) -> None:
+    """However short the limit, the command does not go on, and nobody's log hears of it."""
+    with SandboxPool(endpoint=engine) as pool, pool.session("a") as session:
+        session.run_code("from pathlib import Path")
+        for step in range(40):
+            with pytest.raises(CommandTimeout, match=r"ran longer than timeout=0\.0"):
+                session.run_command("sleep 1071", timeout=0.0005 + step * 0.0003)
+        left = "[p for p in Path('/proc').glob('[0-9]*/cmdline') if b'sleep\\0001071' in p.read_bytes()]"
+        assert session.run_code(left).text == "[]"
+    gc.collect()  # asyncio tells of a failure that nobody asked for when its task is collected
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
