@@ -11,7 +11,7 @@ from typing import TypeVar
 import anyio
 
 from sandboxkit._types import CommandResult, Execution, ExecutionError, FileInfo, Loss, OutputMessage, Result
-from sandboxkit.errors import PoolError, ProviderError, SandboxLost
+from sandboxkit.errors import KernelDied, PoolError, ProviderError, SandboxLost
 from sandboxkit.pool._confined import LeasedConfined
 from sandboxkit.pool._core import Core
 from sandboxkit.pool._journal import Journal
@@ -87,6 +87,11 @@ class Lease:
             if raised is error:
                 raise
             raise raised from error
+        except (KernelDied, ProviderError) as error:
+            why = core.why_gone()  # its parts do not end at one moment, when it is killed under a use
+            if why is None:
+                raise
+            raise why from error
         finally:
             core.uses -= 1
 
