@@ -1031,7 +1031,8 @@ class SandboxPool:
         From then on it is this pool's as if it had been made here: it counts towards `max_live` and is killed at the
         end. Whose it is, the service is asked before anything connects to it, so that nothing of others is woken or
         prolonged. Its session is that of its tags, or of the reference; where neither names one it is anonymous.
-        A sandbox that this very pool has is opened as its session.
+        A sandbox that this very pool has is opened as its session. Whether another process uses it, nothing tells: take
+        up what was let go of.
 
         Args:
             sandbox: its id, or what `detach()` returned.
@@ -1042,7 +1043,7 @@ class SandboxPool:
         Raises:
             SandboxNotFound: there is none of that id, or it is not this pool's owner's.
             SessionConflict: its session lives in another sandbox of this pool.
-            SessionBusy: it is an anonymous one that this pool has lent already.
+            SessionBusy: it is an anonymous one that this pool has lent already, or another pool of this process has it.
             PoolTimeout, PoolFull, PoolClosed, PoolError, ForkedProcess: as in `session()`.
             ProviderError: the service did not answer.
         """

@@ -20,7 +20,7 @@ class HasSandboxes(Protocol):
     """A pool, as far as others need to know it."""
 
     def sandbox_ids(self) -> Set[str]:
-        """The sandboxes that it has, or is about to take up."""
+        """The sandboxes that it has, or is about to take up. May be asked from any thread."""
         ...
 
 
@@ -28,9 +28,10 @@ open_pools: weakref.WeakValueDictionary[str, HasSandboxes] = weakref.WeakValueDi
 """The pools of this process that are open, by id."""
 
 
-def held_here() -> set[str]:
-    """The sandboxes of all of them, attached ones among them."""
-    return {sandbox_id for pool in list(open_pools.values()) for sandbox_id in pool.sandbox_ids()}
+def held_here(*, but: HasSandboxes | None = None) -> set[str]:
+    """The sandboxes of all of them, attached ones among them, without those of `but`."""
+    pools = [ref() for ref in open_pools.valuerefs()]
+    return {sandbox_id for pool in pools if pool not in (None, but) for sandbox_id in pool.sandbox_ids()}
 
 
 def this_process() -> str:

@@ -122,6 +122,29 @@ async def test_a_key_has_one_sandbox_also_by_attaching() -> None:
 
 
 @BOTH
+async def test_no_two_pools_of_a_process_have_one_sandbox(until: Until) -> None:
+    """Who comes second is told, also while the first still waits for a place; what was let go of may be had."""
+    fake = FakeProvider()
+    async with (
+        AsyncSandboxPool(endpoint=fake, owner="me", max_live=1) as one,
+        AsyncSandboxPool(endpoint=fake, owner="me") as two,
+    ):
+        mine = await one.session("a")
+        with pytest.raises(SessionBusy, match="another pool"):
+            await two.attach(mine.sandbox_id)
+        theirs = await two.session("b")
+        reference = await theirs.detach()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(one.attach, reference)
+            await until(lambda: one.stats()["waiting"] == 1)
+            with pytest.raises(SessionBusy, match="another pool"):
+                await two.attach(reference)
+            await mine.close()
+        assert one.stats()["attached"] == 1
+        assert len(fake.live) == 1
+
+
+@BOTH
 async def test_attaching_counts_and_waits_as_any_session(until: Until) -> None:
     """It takes a place under the cap; one that is given up while it waits, or connects, is left alive."""
     fake = FakeProvider()
