@@ -63,10 +63,22 @@ class _Running:
         self._work = work
         self._post = post
         self._scope: anyio.CancelScope | None = None
-        self._is_cancelled = False
+        self._has_begun = self._is_cancelled = False
 
-    def begin(self) -> None:
+    def ask(self) -> None:
+        """Have the loop carry it out; what comes of it is posted, also that the loop has ended."""
+        # The caller's context variables come along (traces), but for the one that says which backend it runs on.
+        context = contextvars.copy_context()
+        if "sniffio" in sys.modules:
+            context.run(sys.modules["sniffio"].current_async_library_cvar.set, "asyncio")
+        try:
+            self._portal.loop.call_soon_threadsafe(self._begin, context=context)
+        except RuntimeError:
+            self._post(Done(error=PoolClosed("The interpreter is ending, and sandboxkit has closed.")))
+
+    def _begin(self) -> None:
         """Start its task; called by the loop."""
+        self._has_begun = True
         tasks = self._portal.tasks
         task = self._portal.loop.create_task(self._run())
         tasks.add(task)
@@ -94,6 +106,8 @@ class _Running:
             self._is_cancelled = True
             if self._scope is not None:
                 self._scope.cancel()
+            elif not self._has_begun:  # Ctrl-C came before the loop was asked
+                self._post(Done())
 
         with contextlib.suppress(RuntimeError):
             self._portal.loop.call_soon_threadsafe(cancel)
@@ -137,14 +151,7 @@ class Portal:
         """Carry out `work`; what comes of it is posted, from the loop's thread."""
         self.check()
         running = _Running(self, work, post)
-        # The caller's context variables come along (traces), but for the one that says which backend it runs on.
-        context = contextvars.copy_context()
-        if "sniffio" in sys.modules:
-            context.run(sys.modules["sniffio"].current_async_library_cvar.set, "asyncio")
-        try:
-            self.loop.call_soon_threadsafe(running.begin, context=context)
-        except RuntimeError as error:
-            raise PoolClosed("The interpreter is ending, and sandboxkit has closed.") from error
+        running.ask()
         return running
 
     def call(self, func: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any) -> T:
@@ -174,7 +181,7 @@ class Portal:
         if os.getpid() != self._pid:
             return  # a fork's child: nothing here is its own
         inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        with contextlib.suppress(PoolClosed, queue.Empty):
+        with contextlib.suppress(queue.Empty):
             self.start(self._close_everything, inbox.put)
             inbox.get(timeout=EXIT_LIMIT)
         with contextlib.suppress(RuntimeError):
@@ -240,7 +247,8 @@ class Call(Generic[T]):
         self._portal = portal
         self._discard = discard
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self._is_over = False
+        self._done: Done | None = None
+        """How it ended: known here too, since Ctrl-C may meet the very moment in which it is taken out of the inbox."""
 
     def back(self, func: Callable[[Any], object] | None) -> Callable[[Any], Awaitable[object]] | None:
         """The form of a callback that the loop can await; it runs here, and what it raises is raised there.
@@ -256,7 +264,7 @@ class Call(Generic[T]):
             raise ConfigurationError(f"A callback is {type(func).__name__}; a function is needed, or None.")
 
         async def run_by_the_caller(argument: Any) -> object:
-            if self._is_over:
+            if self._done is not None:
                 return await anyio.to_thread.run_sync(func, argument)
             message = CallBack(func, argument)
             self._inbox.put(message)
@@ -277,20 +285,22 @@ class Call(Generic[T]):
 
     def _post(self, message: Message) -> None:
         if isinstance(message, Done):
-            self._is_over = True
+            self._done = message
         self._inbox.put(message)
 
     def __call__(self, func: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any) -> T:
         """Carry out `func(*args, **kwargs)`, and return or raise what it did."""
-        running = self._portal.start(partial(func, *args, **kwargs), self._post)
+        self._portal.check()
+        running = _Running(self._portal, partial(func, *args, **kwargs), self._post)
         try:
-            while not isinstance(done := self._next(), Done):
-                if isinstance(done, CallBack | Told):
-                    done.carry_out()
+            running.ask()
+            while not isinstance(message := self._next(), Done):
+                if isinstance(message, CallBack | Told):
+                    message.carry_out()
         except BaseException:
             self._leave(running)
             raise
-        result: T = done.unwrap()
+        result: T = message.unwrap()
         return result
 
     def iterate(self, make: Callable[[], AsyncIterator[T]]) -> Generator[T, None, None]:
@@ -333,14 +343,12 @@ class Call(Generic[T]):
         if threading.get_ident() == self._portal._thread.ident:
             return  # an abandoned iterator, collected over there
         with contextlib.suppress(queue.Empty):
-            while True:
+            while (done := self._done) is None:
                 message = self._next(CANCEL_GRACE)
                 if isinstance(message, CallBack):
                     message.refuse()
-                if isinstance(message, Done):
-                    break
-            if message.error is None and message.value is not None and self._discard is not None:
-                Call[object](self._portal)(self._discard, message.value)
+            if done.error is None and done.value is not None and self._discard is not None:
+                Call[object](self._portal)(self._discard, done.value)
 
 
 class Held(Generic[T]):

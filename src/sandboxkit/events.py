@@ -27,7 +27,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from sandboxkit.errors import ConfigurationError, SandboxkitError
 
@@ -45,6 +45,7 @@ class Event:
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
+FuncT = TypeVar("FuncT", bound=Callable[..., object])
 EventHandler = Callable[[Event], object]
 """Takes an event; what it returns is ignored, and what it raises is logged and goes no further.
 
@@ -53,23 +54,23 @@ await puts the event into a queue of their own.
 """
 
 
-def listener(on_event: EventHandler | None) -> EventHandler | None:
-    """Check what a caller passes as `on_event`, and return it.
+def listener(func: FuncT | None, *, name: str = "on_event") -> FuncT | None:
+    """Check what a caller passes as `on_event`, or as another function that is told something; and return it.
 
     Raises:
         ConfigurationError: it cannot be called, or it is an async function, which would never be awaited.
     """
-    if on_event is None:
+    if func is None:
         return None
-    if not callable(on_event):
-        raise ConfigurationError(f"on_event={on_event!r} is not callable.")
-    for func in (on_event, type(on_event).__call__):
-        if inspect.iscoroutinefunction(func) or inspect.isasyncgenfunction(func):
+    if not callable(func):
+        raise ConfigurationError(f"{name}={func!r} is not callable.")
+    for called in (func, type(func).__call__):
+        if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
             raise ConfigurationError(
-                f"on_event={on_event!r} is an async function, and nobody awaits a listener of events. Pass a plain "
-                "one, which may put the event into a queue for a task of yours."
+                f"{name}={func!r} is an async function, and nobody awaits it. Pass a plain one, which may put what it "
+                "is told into a queue for a task of yours."
             )
-    return on_event
+    return func
 
 
 def name_of(error: BaseException) -> str:

@@ -13,18 +13,20 @@ from sandboxkit.errors import (
     CodeTimeout,
     CommandTimeout,
     ConfigurationError,
+    KernelDied,
     MissingApiKey,
     PathEscape,
     PoolClosed,
     PoolError,
     ProviderUnavailable,
+    SandboxkitError,
     SandboxNotFound,
     SessionConflict,
     UnsupportedOption,
 )
 from sandboxkit.events import Event
 from sandboxkit.fragment import Fragment, FragmentResult
-from sandboxkit.pool import AsyncSandboxPool
+from sandboxkit.pool import AsyncSandboxPool, AsyncSession
 from sandboxkit.testing import FakeProvider, Fault
 
 pytestmark = pytest.mark.anyio
@@ -184,6 +186,20 @@ async def test_kill_ends_it_for_everyone(fake: FakeProvider) -> None:
         with pytest.raises(SandboxNotFound, match="killed by kill"):
             await two.run_code("1")
         assert (await pool.session("a")).sandbox_id != one.sandbox_id
+
+
+@pytest.mark.parametrize("met", [KernelDied("It ended."), ProviderUnavailable("The connection broke off.")])
+async def test_a_use_that_a_kill_meets_says_so(fake: FakeProvider, met: SandboxkitError) -> None:
+    """Whichever part of the sandbox ends first, its user is told that it was killed, or that the pool was closed."""
+    async with AsyncSandboxPool(endpoint=fake) as pool:
+        for end, told in ((AsyncSession.kill, SandboxNotFound), (None, PoolClosed)):
+            session = await pool.session("a")
+            fake.inject("run_code", Fault(delay=0.05, error=met))
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(pool.close) if end is None else tasks.start_soon(end, session)
+                with pytest.raises(told) as caught:
+                    await session.run_code("1")
+            assert caught.value.__cause__ is met
 
 
 async def test_a_kill_that_is_not_confirmed_says_so(fake: FakeProvider) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from sandboxkit import NullSandboxPool, SandboxPool, TimeoutPolicy
 from sandboxkit._types import Endpoint
+from sandboxkit.errors import CommandTimeout
 
 
 @pytest.mark.engine
@@ -81,3 +83,37 @@ def test_files_go_on_in_the_sandbox_that_replaces_a_lost_one(engine: Endpoint) -
         session.files.write("y", "last")
         assert [entry.name for entry in session.files.list()] == ["y"]
         assert len(session.losses) == 4
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_a_background_command_outlives_a_pause(engine: Endpoint) -> None:
+    """A pause cuts the stream of its output off: whoever waits for it lets both go on, and the sandbox is not given up
+    for lost."""
+    with SandboxPool(endpoint=engine) as pool, pool.session("a") as session:
+        command = session.run_command("echo before; sleep 2; echo after", background=True)
+        with pytest.raises(CommandTimeout):
+            command.wait(timeout=0.3)
+        session.pause()
+        result = command.wait()
+        assert (result.exit_code, result.stdout) == (0, "before\nafter\n")
+        assert (pool.stats()["paused_total"], pool.stats()["lost"]) == (1, 0)
+        sleeper = session.run_command("sleep 1000", background=True)
+        session.pause()
+        assert sleeper.kill()
+        assert sleeper.wait().exit_code != 0
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_a_command_whose_limit_meets_its_start_is_killed(engine: Endpoint, caplog: pytest.LogCaptureFixture) -> None:
+    """However short the limit, the command does not go on, and nobody's log hears of it."""
+    with SandboxPool(endpoint=engine) as pool, pool.session("a") as session:
+        session.run_code("from pathlib import Path")
+        for step in range(40):
+            with pytest.raises(CommandTimeout, match=r"ran longer than timeout=0\.0"):
+                session.run_command("sleep 1071", timeout=0.0005 + step * 0.0003)
+        left = "[p for p in Path('/proc').glob('[0-9]*/cmdline') if b'sleep\\0001071' in p.read_bytes()]"
+        assert session.run_code(left).text == "[]"
+    gc.collect()  # asyncio tells of a failure that nobody asked for when its task is collected
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []

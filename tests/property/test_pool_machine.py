@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
@@ -13,6 +15,9 @@ from hypothesis.stateful import run_state_machine_as_test as run_machine
 
 from sandboxkit.pool import _moves
 from sandboxkit.pool._policy import UNSURE_ATTEMPTS, PoolPolicy
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from pool_tools import too_many, went_in_vain
 
 LIFETIME = 60.0
 KEYS = st.sampled_from([None, "a", "b", "c", "d"])
@@ -40,24 +45,18 @@ class PoolMachine(Machine):
         super().__init__()
         self.now = 0.0
         self.next_ticket = 1
-        self.asked: dict[int, _moves.Acquire] = {}
-        self.order: list[int] = []
+        self.asked, self.order = dict[int, _moves.Acquire](), list[int]()
         self.answer: dict[int, _moves.Grant | _moves.Refuse] = {}
-        self.holding: set[int] = set()
-        self.gone: set[int] = set()
-        self.creating: dict[int, _moves.Create] = {}
-        self.alive: dict[int, _moves.Create] = {}
+        self.holding, self.gone = set[int](), set[int]()
+        self.creating, self.alive = dict[int, _moves.Create](), dict[int, _moves.Create]()
         self.killing: set[int] = set()
         self.users: dict[int, set[str | None]] = {}
         self.anonymous_users: dict[int, int] = {}
         self.created = self.killed = 0
-        self.aborted: set[int] = set()
-        self.is_closed = False
-        self.unsure: dict[int, int] = {}
-        self.let_go = 0
+        self.aborted, self.is_closed = set[int](), False
+        self.unsure, self.let_go = dict[int, int](), 0
         self.told_lost: set[int] = set()
-        self.renewing: set[int] = set()
-        self.ever_held: set[int] = set()
+        self.renewing, self.ever_held = set[int](), set[int]()
         self.troubled: set[str] = set()
 
     @initialize(limits=LIMITS)
@@ -68,6 +67,7 @@ class PoolMachine(Machine):
     def do(self, event: _moves.PoolEvent) -> None:
         """Step, and enter each command into the books."""
         before = {t.id for t in self.policy.queued}
+        doomed = {s.id for s in self.policy.slots.values() if s.doomed is not None}
         for command in self.policy.step(event, self.now):
             match command:
                 case _moves.Create(slot, key, spec, adopt):
@@ -129,6 +129,8 @@ class PoolMachine(Machine):
                     assert ticket not in self.gone
                     assert not isinstance(self.answer.get(ticket), _moves.Refuse), "refused twice"
                     self.answer[ticket] = command
+        assert not went_in_vain(self.policy, doomed)
+        assert self.is_closed or not too_many(self.policy)
 
     def waiting(self, queued: set[int], event: _moves.PoolEvent) -> list[_moves.Acquire]:
         more = [event] if isinstance(event, _moves.Acquire) else []

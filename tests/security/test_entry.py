@@ -45,8 +45,11 @@ async def leave_out(isolation: Any, steps: list[str]) -> Any:
             found[step] = ["failed", str(error)]
         finally:
             left = os.listdir(isolation._namespace.runtime / "boxes")
+            (nursery,) = other._nurseries.all()
+            trusted = nursery.zygote_pid if nursery.given_up else None
             await other.aclose()
         assert left == [], "the box is ended before the refusal is told"
+        assert trusted is None, "a zygote that is given up does not go on"
     return found
 
 

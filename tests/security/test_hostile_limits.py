@@ -40,6 +40,21 @@ for n in range(6):
 ends = [os.wait()[1] for n in range(6)]
 print('no limit' if not any(ends) else 'some died', flush=True)
 """,
+    "pages of processes whose first thread has ended": """
+import ctypes, mmap, threading
+def hog():
+    held = mmap.mmap(-1, 60 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for at in range(0, 60 << 20, 4096):
+        held[at] = 1
+    time.sleep(5)
+    os._exit(0)
+for n in range(6):
+    if os.fork() == 0:
+        threading.Thread(target=hog).start()
+        ctypes.CDLL(None).syscall({'x86_64': 60, 'aarch64': 93}[os.uname().machine], 0)
+ends = [os.wait()[1] for n in range(6)]
+print('no limit' if not any(ends) else 'some died', flush=True)
+""",
     "files": """
 for place in ('/tmp', '/dev/shm', '/home/user'):
     fd = os.open(place + '/big', os.O_CREAT | os.O_WRONLY)
@@ -190,6 +205,91 @@ def test_socket_buffers(box_runner: Any, ordinary: bool) -> None:
     assert got["other"] == ["fine\n"]
     code, signal, output = got["how"]
     assert signal == 9 or got["ended"] == "memory" or (code == 0 and int(output.split()[1]) < 512), got
+
+
+ON_THEIR_WAY = """
+import array, os, socket, time
+held = []
+try:
+    while True:
+        held += socket.socketpair()
+        held[-2].setblocking(False)
+        try:
+            while True:
+                held[-2].sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0] * 250))])
+        except BlockingIOError:
+            continue
+except OSError as error:
+    print(error.errno, flush=True)
+time.sleep(1000)
+"""
+
+SERVER = "import socket, time; s = socket.create_server(('127.0.0.1', 8000)); print('up', flush=True); time.sleep(1000)"
+
+
+async def send_descriptors(isolation: Any) -> Any:
+    """Have one box put as many descriptors on their way as it may, and ask for all that passes some of another one."""
+    import asyncio
+    import os
+    import resource
+
+    from box_tools import ENVIRONMENT, run, small
+
+    from sandboxkit.errors import EngineUnavailable
+    from sandboxkit.local.isolation import AgentError
+
+    # As many as a program may have: the kernel compares what is on its way, of all boxes, with the sender's limit.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+    greedy, other = await isolation.create(small("greedy")), await isolation.create(small("other"))
+
+    async def start(box: Any, code: str) -> str:
+        read, write = os.pipe()
+        await box.agent.spawn(["python3", "-I", "-c", code], envs=ENVIRONMENT, cwd="/", fds={1: write})
+        os.close(write)
+        said = await asyncio.to_thread(os.read, read, 100)
+        os.close(read)
+        return said.decode().strip()
+
+    async def attempt(way: Any) -> str:
+        try:
+            made = await way()
+        except AgentError:
+            return "refused"
+        if isinstance(made, int):
+            os.close(made)
+        return "done"
+
+    async def terminal() -> int:
+        return (await other.agent.spawn_pty(["sleep", "1"], envs=ENVIRONMENT, cwd="/", cols=80, rows=24))[1]  # type: ignore[no-any-return]
+
+    ways = [lambda: other.agent.dial(8000), terminal, lambda: run(other, ["true"]), other.agent.ping]
+    told = [await start(other, SERVER), await start(greedy, ON_THEIR_WAY)]
+    during = [await attempt(way) for way in ways]
+    made = []
+    for number in range(8):
+        try:
+            box = await isolation.create(small(f"made-{number}"))
+        except EngineUnavailable as error:
+            made.append(str(error))
+        else:
+            await box.kill()
+    await asyncio.sleep(1.5)  # programs that were started and refused would have ended by now, which nobody awaits
+    await greedy.kill()
+    after = [await attempt(way) for way in ways]
+    box = await isolation.create(small("last"))
+    return {"told": told, "during": during, "made": made, "after": after, "entered": getattr(box, "_entered", 1) > 0}
+
+
+@BOTH
+def test_descriptors_on_their_way(box_runner: Any, ordinary: bool) -> None:
+    """The kernel counts those of all boxes together: another one gets errors while there are too many, and it lives;
+    once they are gone, all is as it was."""
+    got = box_runner(send_descriptors, as_ordinary_user=ordinary)
+    assert got["told"][0] == "up"
+    assert got["during"][3] == "done"
+    assert got["made"] == []
+    assert got["after"] == ["done"] * 4
+    assert got["entered"]
 
 
 async def tell_limits(isolation: Any) -> Any:

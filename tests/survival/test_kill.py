@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -221,6 +222,40 @@ def test_a_sandbox_whose_pillar_is_killed(start: Any, tools: Any, victim: str) -
     assert e2b.Sandbox.list(**run.sdk).next_items() == []
     tools.wait_until(lambda: (run.size().mounts, run.size().processes) == (before.mounts, before.processes))
     assert interpreter.Sandbox.create(**run.sdk).run_code("6 * 7").text == "42"
+    tools.no_tracebacks(run)
+
+
+def zombies(parent: int) -> list[str]:
+    """The names of processes that have ended and that this one has not taken yet."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            name, _, rest = (entry / "stat").read_text().partition("(")[2].rpartition(")")
+            state, above = rest.split()[:2]
+            if state == "Z" and int(above) == parent:
+                found.append(f"{entry.name} {name}")
+    return found
+
+
+@pytest.mark.parametrize("victim", ["outer half", "inner half", "both"])
+def test_a_warden_that_is_killed(start: Any, tools: Any, victim: str) -> None:
+    """kill -9 of what makes boxes, in each of its halves: its boxes end with it, nothing of it is left behind, not even
+    as a zombie, and the next sandbox is made by another one."""
+    if os.environ["SANDBOXKIT_ISOLATION"] == "gvisor":
+        pytest.skip("a warden makes bubblewrap's boxes, and no others")
+    run = start()
+    sandbox = interpreter.Sandbox.create(**run.sdk)
+    (outer,) = (pid for pid, parent in tools.parents().items() if parent == run.pid and len(namespaced(pid)) == 1)
+    (inner,) = (pid for pid, parent in tools.parents().items() if parent == outer)
+    assert namespaced(inner)[-1] == 1
+    everything = tools.descendants(outer)
+    for pid in {"outer half": [outer], "inner half": [inner], "both": [inner, outer]}[victim]:
+        os.kill(pid, signal.SIGKILL)
+    tools.wait_until(lambda: not tools.alive(everything))
+    tools.wait_until(lambda: not sandbox.is_running())
+    tools.wait_until(lambda: zombies(run.pid) == [], seconds=5)
+    assert interpreter.Sandbox.create(**run.sdk).run_code("6 * 7").text == "42"
+    assert zombies(run.pid) == []
     tools.no_tracebacks(run)
 
 

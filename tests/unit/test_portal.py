@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import importlib.util
+import queue
 import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -178,6 +180,65 @@ def test_a_result_that_came_too_late_is_discarded() -> None:
     with pytest.raises(KeyboardInterrupt):
         call(stubborn)
     assert discarded == ["made"]
+
+
+class _InterruptedInbox(queue.SimpleQueue[Any]):
+    """Ctrl-C comes once, right after a message was taken out: the interpreter looks for signals between the two."""
+
+    was_interrupted = False
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        message = super().get(block, timeout)
+        if not self.was_interrupted:
+            self.was_interrupted = True
+            raise KeyboardInterrupt
+        return message
+
+
+@pytest.mark.timeout(10)  # it waited for CANCEL_GRACE
+def test_a_result_that_was_taken_and_not_seen_is_discarded() -> None:
+    """Ctrl-C between the inbox and whoever looks at the message: the call ends at once, and its result is not lost."""
+    discarded: list[str] = []
+
+    async def discard(value: str) -> None:
+        discarded.append(value)
+
+    async def work() -> str:
+        return "made"
+
+    call = _portal.Call[str](_portal.current(), discard=discard)
+    call._inbox = _InterruptedInbox()  # a signal cannot be sent to that very moment
+    with pytest.raises(KeyboardInterrupt):
+        call(work)
+    assert discarded == ["made"]
+
+
+@pytest.mark.timeout(10)  # it waited for CANCEL_GRACE
+@pytest.mark.parametrize("asks", [False, True])
+def test_an_interrupt_while_the_loop_is_being_asked(asks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C right before or after the loop has been asked: nothing is waited for that will not come, nothing lost."""
+    made, discarded = list[str](), list[str]()
+    ask = _portal._Running.ask
+
+    def interrupted(running: _portal._Running) -> None:
+        if not made:
+            made.append("no")
+            if asks:
+                ask(running)
+            raise KeyboardInterrupt
+        ask(running)
+
+    async def discard(value: str) -> None:
+        discarded.append(value)
+
+    async def work() -> str:
+        made.append("yes")
+        return "made"
+
+    monkeypatch.setattr(_portal._Running, "ask", interrupted)  # a signal cannot be sent to that very moment
+    with pytest.raises(KeyboardInterrupt):
+        _portal.Call[str](_portal.current(), discard=discard)(work)
+    assert (made, discarded) == ((["no", "yes"], ["made"]) if asks else (["no"], []))
 
 
 def test_iterators_cross_in_one_task() -> None:

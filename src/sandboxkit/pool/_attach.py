@@ -8,6 +8,7 @@ import anyio
 
 from sandboxkit._types import SandboxInfo, SessionRef
 from sandboxkit.errors import ConfigurationError, PoolTimeout, SandboxNotFound, SessionBusy, SessionConflict
+from sandboxkit.pool._liveness import held_here
 from sandboxkit.pool._moves import Pairs, Spec
 from sandboxkit.pool._options import PoolOptions, session_key, text
 from sandboxkit.pool._shell import Request, Shell
@@ -78,4 +79,10 @@ async def attach_request(
         info = await shell.provider.info(sandbox_id)
     if info is None:
         raise PoolTimeout(f"The service did not describe sandbox {sandbox_id} within acquire_timeout={timeout:g} s.")
-    return adoption(info, ref, shell.options, envs=envs, secrets=secrets, timeout=timeout)
+    request = adoption(info, ref, shell.options, envs=envs, secrets=secrets, timeout=timeout)
+    if sandbox_id in held_here(but=shell):
+        raise SessionBusy(
+            f"Sandbox {sandbox_id} is another pool's of this process, whose detach() lets go of it.",
+            sandbox_id=sandbox_id,
+        )
+    return request

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import anyio
 
 from sandboxkit._types import CommandResult
-from sandboxkit.errors import CommandTimeout, ConfigurationError
-from sandboxkit.pool._lease import Lease
+from sandboxkit.errors import CommandTimeout, ConfigurationError, SandboxLost
+from sandboxkit.pool._lease import MOST_LOSSES, Lease
 from sandboxkit.pool._options import seconds
 from sandboxkit.provider._base import RunningCommand
 
@@ -18,6 +18,8 @@ class AsyncCommandHandle:
     """A command that `run_command(background=True)` started. It runs until it ends, is killed, or its sandbox ends.
 
     It does not prolong the sandbox's life; uses of the session do, and so does waiting for it (`renew="heartbeat"`).
+    A pause of the sandbox stops it; who waits for it lets both go on. What it writes between then and its being
+    listened to again, some milliseconds, is not heard.
     """
 
     def __init__(self, lease: Lease, command: RunningCommand) -> None:
@@ -40,19 +42,28 @@ class AsyncCommandHandle:
             CommandTimeout: it has not ended within `timeout`; wait again, or `kill()` it.
             OutputTooLarge: it wrote more than the `max_output` that it was started with.
             SandboxLost, PoolError: the sandbox went first, or the session was closed.
+            ProviderError: the service did not answer, or knows the command no more after a pause.
         """
         limit = None if timeout is None else seconds("timeout", timeout)
-        self._check()
-        return await self._lease.use(0.0, lambda sandbox: self._ended(sandbox.sandbox_id, limit))
-
-    async def _ended(self, sandbox_id: str, limit: float | None) -> CommandResult:
         with anyio.move_on_after(limit):
-            return await self._command.wait()
+            return await self._ended()
         raise CommandTimeout(
             f"Command {self.pid} has not ended within timeout={limit:g} s; it goes on.",
-            sandbox_id=sandbox_id,
+            sandbox_id=self._core.sandbox.sandbox_id,
             timeout=limit,
         )
+
+    async def _ended(self) -> CommandResult:
+        lost = 0
+        while True:
+            self._check()
+            try:
+                return await self._lease.use(0.0, lambda _: self._command.wait())
+            except SandboxLost:
+                # A pause has cut it off; the next use lets sandbox and command go on.
+                lost = 0 if self._core.is_paused else lost + 1
+                if self._core.gone is not None or lost > MOST_LOSSES:
+                    raise
 
     async def kill(self) -> bool:
         """Kill it and what it started. False if it had ended already.

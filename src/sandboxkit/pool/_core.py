@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -55,7 +56,9 @@ class Core:
     is_unchecked: bool = False
     """It lay idle, or warm: whoever is handed it next makes sure that it is still there."""
     is_paused: bool = False
-    late_envs: dict[str, str] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    """What its session has started with, by path."""
+    late_envs: dict[str, str] = field(default_factory=dict, repr=False)
     """The session's environment, where the sandbox was made without it: it is given to each run."""
     uses: int = 0
     """How many are under way."""

@@ -11,7 +11,7 @@ from typing import TypeVar
 import anyio
 
 from sandboxkit._types import CommandResult, Execution, ExecutionError, FileInfo, Loss, OutputMessage, Result
-from sandboxkit.errors import PoolError, SandboxLost
+from sandboxkit.errors import KernelDied, PoolError, ProviderError, SandboxLost
 from sandboxkit.pool._confined import LeasedConfined
 from sandboxkit.pool._core import Core
 from sandboxkit.pool._journal import Journal
@@ -87,6 +87,11 @@ class Lease:
             if raised is error:
                 raise
             raise raised from error
+        except (KernelDied, ProviderError) as error:
+            why = core.why_gone()  # its parts do not end at one moment, when it is killed under a use
+            if why is None:
+                raise
+            raise why from error
         finally:
             core.uses -= 1
 
@@ -114,9 +119,16 @@ class Lease:
         raise AssertionError("the last attempt raises or returns")
 
     async def _is_there(self, core: Core) -> bool:
-        """Whether a sandbox that could not be used is there all the same: it is paused, or was."""
+        """Whether a sandbox that could not be used is there all the same: it is paused, or was, or only seemed gone."""
+        if core.gone is not None:
+            return False
         pauses = self.shell.options.timeouts.at_end == "pause" or core.is_paused or core.lock.locked()
-        return pauses and core.gone is None and await self.shell.life.is_there(core)
+        try:
+            return await self.shell.life.is_there(core)
+        except ProviderError:
+            if pauses:
+                raise
+            return False  # the use has been told
 
     async def _recovered(self, lost: Core, error: SandboxLost) -> bool:
         """Get the session a new sandbox, if the pool's `on_loss` says so. False if the loss is to be raised."""
@@ -126,7 +138,8 @@ class Lease:
         async with self._recovering:
             if self.core is not lost:
                 return True  # another use of this hold was first
-            recipe = Recipe(self.request.recipe.files, lost.journal if self.shell.options.on_loss == "replay" else None)
+            # Its files are the session's, whichever hold of it meets the loss first.
+            recipe = Recipe(lost.files, lost.journal if self.shell.options.on_loss == "replay" else None)
             request = Request(
                 key=self.request.key, spec=lost.spec, timeout=self.shell.options.acquire_timeout, recipe=recipe
             )

@@ -10,11 +10,28 @@ import hashlib
 import os
 import platform
 import weakref
+from collections.abc import Set
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
-open_pools: weakref.WeakValueDictionary[str, object] = weakref.WeakValueDictionary()
+
+class HasSandboxes(Protocol):
+    """A pool, as far as others need to know it."""
+
+    def sandbox_ids(self) -> Set[str]:
+        """The sandboxes that it has, or is about to take up. May be asked from any thread."""
+        ...
+
+
+open_pools: weakref.WeakValueDictionary[str, HasSandboxes] = weakref.WeakValueDictionary()
 """The pools of this process that are open, by id."""
+
+
+def held_here(*, but: HasSandboxes | None = None) -> set[str]:
+    """The sandboxes of all of them, attached ones among them, without those of `but`."""
+    pools = [ref() for ref in open_pools.valuerefs()]
+    return {sandbox_id for pool in pools if pool not in (None, but) for sandbox_id in pool.sandbox_ids()}
 
 
 def this_process() -> str:

@@ -7,7 +7,8 @@ ticket that its template's own cap holds back is passed by those of other templa
 wants the same.
 
 **Making room.** When tickets wait for a place, as many go as are needed and not one more: first warm ones, which hold
-nobody's work, then idle sessions, least recently used first. Held ones never go.
+nobody's work, then idle sessions, least recently used first. Held ones never go. So do as many as are too many after a
+cap was lowered.
 
 **The stock** is filled with what is left: free places, when nobody waits for one. No session goes for it.
 """
@@ -67,6 +68,14 @@ class Matching:
         """How many warm sandboxes of a template are there."""
         return sum(s.is_warm and s.spec.template == template for s in self.slots.values())
 
+    def surplus(self) -> set[int]:
+        """The warm slots beyond the targets, oldest first: those that the next callers get."""
+        beyond: set[int] = set()
+        for template, stock in self.stocks.items():
+            warm = [s.id for s in self.slots.values() if s.is_warm and s.spec.template == template]
+            beyond.update(sorted(warm)[: max(0, len(warm) - stock.target)])
+        return beyond
+
     @property
     def is_ready(self) -> bool:
         """Whether every template has the warm sandboxes that it should have."""
@@ -108,8 +117,7 @@ class Matching:
         wanting = self._serve(now)
         while wanting is None:
             wanting = self._serve(now)
-        if wanting or len(self.slots) > self.max_live:  # the latter after a resize
-            self._make_room(wanting)
+        self._make_room(wanting)
         self._fill(now)
 
     def _serve(self, now: float) -> dict[object, str | None] | None:
@@ -118,6 +126,8 @@ class Matching:
 
         None: somebody was refused or replaced on the way, so that others may have what they held; once more."""
         wanting: dict[object, str | None] = {}
+        ahead: Counter[str] = Counter()
+        """Those who wait for a place of the whole pool, by template: once they have one, fewer may be of theirs."""
         for ticket in self.queued:
             slot = self._bound_slot(ticket.key)
             if slot is not None and not ticket.is_met_by(slot):
@@ -135,8 +145,11 @@ class Matching:
             if slot is not None:
                 self._take(ticket, slot)
             elif not self._has_place(ticket.spec.template):
-                capped = self._template_room(ticket.spec.template) <= 0
-                wanting[ticket.id if ticket.key is None else ticket.key] = ticket.spec.template if capped else None
+                template = ticket.spec.template
+                if (who := ticket.id if ticket.key is None else ticket.key) not in wanting:
+                    capped = template in self.max_per_template and self._template_room(template) <= ahead[template]
+                    wanting[who] = template if capped else None
+                    ahead[template] += not capped
             elif ticket.adopt is not None or self._pace.allows(self._creating(), now):
                 self._attach(ticket, self._reserve(ticket, now))
             else:
@@ -161,10 +174,12 @@ class Matching:
             self._grant(ticket, slot, "warm")
 
     def _make_room(self, wanting: dict[object, str | None]) -> None:
-        for template, wanted in Counter(wanting.values()).items():
-            self._evict(template, wanted)
-        if None not in wanting:
-            self._evict(None, 0)
+        wanted = Counter(wanting.values())
+        for template in self.max_per_template:
+            if wanted[template] or self._template_room(template) < 0:  # the latter after a resize, as below
+                self._evict(template, wanted[template])
+        if wanted[None] or len(self.slots) > self.max_live:
+            self._evict(None, wanted[None])
 
     def _evict(self, template: str | None, wanted: int) -> None:
         """Let as many go as are missing for `wanted` more, of a template or of all."""

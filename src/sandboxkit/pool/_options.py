@@ -81,7 +81,6 @@ def pool_options(
         raise ConfigurationError(f'network={network!r}: one of "deny", "packages", "internet" or a NetworkPolicy.')
     if not isinstance(reap, bool):
         raise ConfigurationError(f"reap={reap!r}: True or False is needed.")
-    callback("on_give_up", on_give_up)
     text("template", template)
     count("max_live", max_live, least=1)
     warm = warm_targets(min_warm, template=template, max_live=max_live, max_per_template=max_per_template)
@@ -111,7 +110,7 @@ def pool_options(
         network=network,
         on_loss=on_loss,
         on_event=listener(on_event),
-        on_give_up=on_give_up,
+        on_give_up=listener(on_give_up, name="on_give_up"),
         reaps=reap,
         owner=pool_id.hex if owner is None else text("owner", owner),
         name=f"pool-{pool_id.hex[:8]}" if name is None else text("name", name),

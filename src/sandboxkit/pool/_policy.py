@@ -61,7 +61,7 @@ nobody held), Report (how the stock of a template fares).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from sandboxkit._types import Source
 from sandboxkit.pool._matching import Matching
@@ -109,11 +109,12 @@ class PoolPolicy(Matching):
         if self.closing:
             yield from (s.retry_at for s in self.slots.values() if s.retry_at is not None)
             return
+        surplus = self.surplus()
         for slot in self.slots.values():
             if slot.retry_at is not None:
                 yield slot.retry_at
-            yield from self._ends(slot)
-            if (renew_at := self._renew_at(slot)) is not None:
+            yield from self._ends(slot, surplus)
+            if (renew_at := self._renew_at(slot, surplus)) is not None:
                 yield renew_at
         if self._pace_alarm is not None:
             yield self._pace_alarm
@@ -123,7 +124,7 @@ class PoolPolicy(Matching):
             if stock.period_ends_at is not None:
                 yield stock.period_ends_at
 
-    def _ends(self, slot: Slot) -> Iterator[float]:
+    def _ends(self, slot: Slot, surplus: Container[int]) -> Iterator[float]:
         """When a slot that nobody holds is given up."""
         # A held one is not judged by our own bookkeeping: its user may have prolonged it through `.sandbox`.
         if slot.is_idle:
@@ -135,13 +136,15 @@ class PoolPolicy(Matching):
                 yield slot.idle_since + self.limits.idle_timeout
         elif slot.is_warm:
             if slot.end_at is not None:
-                yield slot.end_at - (self.limits.floor if self.limits.renew_margin is None else 0.0)
+                is_renewed = self.limits.renew_margin is not None and slot.id not in surplus
+                yield slot.end_at - (0.0 if is_renewed else self.limits.floor)
             if slot.retire_at is not None:
                 yield slot.retire_at - self.limits.warm_reserve
 
-    def _renew_at(self, slot: Slot) -> float | None:
+    def _renew_at(self, slot: Slot, surplus: Container[int]) -> float | None:
+        """When a warm one is prolonged; what lies there beyond the target is not."""
         margin = self.limits.renew_margin
-        if margin is None or not slot.is_warm or slot.is_renewing or slot.end_at is None:
+        if margin is None or not slot.is_warm or slot.is_renewing or slot.end_at is None or slot.id in surplus:
             return None
         return max(slot.end_at - margin, slot.renew_not_before)
 
@@ -193,12 +196,13 @@ class PoolPolicy(Matching):
         for ticket in list(self.tickets.values()):
             if not ticket.holding and ticket.deadline <= now:
                 self._refuse(ticket, "timeout", now=now)
+        surplus = self.surplus()
         for slot in list(self.slots.values()):
             if slot.retry_at is not None and slot.retry_at <= now:
                 self._kill(slot)
-            elif not self.closing and min(self._ends(slot), default=now + 1) <= now:
+            elif not self.closing and min(self._ends(slot, surplus), default=now + 1) <= now:
                 self._end(slot, now)
-            elif (renew_at := self._renew_at(slot)) is not None and renew_at <= now:
+            elif (renew_at := self._renew_at(slot, surplus)) is not None and renew_at <= now:
                 slot.is_renewing = True
                 self._out.append(Renew(slot.id))
         for template, stock in self.stocks.items():

@@ -218,7 +218,8 @@ class AsyncSandboxPool:
         From then on it is this pool's as if it had been made here: it counts towards `max_live` and is killed at the
         end. Whose it is, the service is asked before anything connects to it, so that nothing of others is woken or
         prolonged. Its session is that of its tags, or of the reference; where neither names one it is anonymous.
-        A sandbox that this very pool has is opened as its session.
+        A sandbox that this very pool has is opened as its session. Whether another process uses it, nothing tells: take
+        up what was let go of.
 
         Args:
             sandbox: its id, or what `detach()` returned.
@@ -229,7 +230,7 @@ class AsyncSandboxPool:
         Raises:
             SandboxNotFound: there is none of that id, or it is not this pool's owner's.
             SessionConflict: its session lives in another sandbox of this pool.
-            SessionBusy: it is an anonymous one that this pool has lent already.
+            SessionBusy: it is an anonymous one that this pool has lent already, or another pool of this process has it.
             PoolTimeout, PoolFull, PoolClosed, PoolError, ForkedProcess: as in `session()`.
             ProviderError: the service did not answer.
         """
@@ -256,13 +257,15 @@ class AsyncSandboxPool:
 
         A process on the same host (or in the same container) that runs no more is known to be dead; so are pools of
         this process that are gone. Nothing is known of other hosts: sandboxes from there are left to their lifetime,
-        unless `older_than` says from which age on, in seconds, nobody can need them. This pool's own are never killed.
+        unless `older_than` says from which age on, in seconds, nobody can need them. What a pool of this process has,
+        attached ones too, is never killed. Of what another process has attached nothing is known: its tags name who
+        made it.
 
         Returns:
             The ids of those that were killed.
 
         Raises:
-            ProviderError: the service did not answer.
+            ProviderError: the service did not answer, or did not kill one of them; the others are killed all the same.
         """
         self._shell.check()
         return await self._shell.upkeep.reap(None if older_than is None else seconds("older_than", older_than))
@@ -290,7 +293,8 @@ class AsyncSandboxPool:
 
         Callers that wait get what became possible. With less than now, warm ones and then idle sessions are killed,
         least recently used first; those in use stay, and no new one is made until enough of them are gone. Warm ones
-        beyond a lower `min_warm` stay until somebody uses them, their place is needed, or `idle_timeout` says so.
+        beyond a lower `min_warm` stay until somebody uses them, their place is needed, `idle_timeout` says so, or their
+        lifetime ends.
 
         Raises:
             ConfigurationError: not a whole number of at least 1 (0 for `min_warm`), or more warm than live ones.

@@ -51,7 +51,7 @@ class Preparer:
             if core.key is not None and core.key != core.row:  # it was made for the stock
                 await self._rename_row(core, core.key)
             await self._write(core, recipe)
-            core.is_prepared = True
+            core.files, core.is_prepared = recipe.files, True
             self._counters.ready_seconds += anyio.current_time() - started_at
         return core.gone is None
 

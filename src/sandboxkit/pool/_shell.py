@@ -142,6 +142,13 @@ class Shell:
     def is_open(self) -> bool:
         return self._tasks is not None and not self.policy.closing
 
+    def sandbox_ids(self) -> set[str]:
+        """The sandboxes that it has, or is about to take up. May be asked from any thread: `list` copies at once."""
+        wanted = {slot.adopts for slot in list(self.policy.slots.values())}
+        wanted |= {ticket.adopt for ticket in list(self.policy.tickets.values())}
+        there = {core.sandbox.sandbox_id for core in list(self.workers.cores.values())}
+        return there | {sandbox_id for sandbox_id in wanted if sandbox_id is not None}
+
     def check(self) -> None:
         """Refuse a use in a forked child, where neither the loop nor its connections are.
 

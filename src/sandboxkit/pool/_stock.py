@@ -2,7 +2,8 @@
 
 **Shrinking.** More than `target` of a template can be warm, when a caller went away before it took the sandbox that
 was made for it, or after `min_warm` was lowered. As many are killed as stayed unused for a whole period, no more: a
-sandbox that is needed now and then is not killed and made again each time.
+sandbox that is needed now and then is not killed and made again each time. Where no period is set, the surplus is not
+prolonged, and goes with its lifetime.
 
 **Failures.** Each failed create of a stocked template doubles the wait before the pool asks again for its stock; those
 that were under way together count once. From the third on the template is *degraded*, and after `give_up_after`

@@ -11,7 +11,7 @@ from sandboxkit.events import name_of
 from sandboxkit.pool import _life
 from sandboxkit.pool._core import Core
 from sandboxkit.pool._emit import Teller
-from sandboxkit.pool._liveness import is_dead
+from sandboxkit.pool._liveness import held_here, is_dead
 from sandboxkit.pool._moves import Report
 from sandboxkit.pool._options import PoolOptions
 from sandboxkit.pool._policy import PoolPolicy
@@ -51,7 +51,7 @@ class Upkeep:
         self._counters = counters
         self._tell = tell
         self.stepped = anyio.Event()
-        """Set by each step of the policy; who waits for one makes it anew."""
+        """Set by each step of the policy; who waits for the next one makes it anew, or shares what others wait for."""
 
     def report(self, report: Report) -> None:
         """Tell how the stock of a template fares."""
@@ -100,7 +100,8 @@ class Upkeep:
             for template, stock in self._policy.stocks.items():
                 if stock.stage == "given_up":
                     raise self._workers.last_failures[template]
-            self.stepped = anyio.Event()
+            if self.stepped.is_set():  # else somebody waits for it already
+                self.stepped = anyio.Event()
             await self.stepped.wait()
 
     def _silent(self, answering: set[int]) -> list[tuple[Core, Template]]:
@@ -114,14 +115,26 @@ class Upkeep:
     async def reap(self, older_than: float | None) -> tuple[str, ...]:
         """Kill what dead processes left; the ids. Errors: as `AsyncSandboxPool.reap` says."""
         killed: list[str] = []
+        failures: list[ProviderError] = []
         found = await orphans(
             self._provider, self._options, now=_life.utc_now(), older_than=older_than, is_dead=is_dead
         )
         for info in found:
-            if await self._provider.kill(info.sandbox_id):
-                killed.append(info.sandbox_id)
-                self._counters.reaped += 1
-                self._tell.about(sandbox_id=info.sandbox_id, template=info.template)("sandbox.reaped")
+            if info.sandbox_id in held_here():
+                continue  # attached: its tags still name who made it
+            tell = self._tell.about(sandbox_id=info.sandbox_id, template=info.template)
+            try:
+                if not await self._provider.kill(info.sandbox_id):
+                    continue
+            except ProviderError as error:
+                failures.append(error)  # the others go all the same
+                tell("sandbox.kill_failed", error=name_of(error), reason="reaped")
+                continue
+            killed.append(info.sandbox_id)
+            self._counters.reaped += 1
+            tell("sandbox.reaped")
+        if failures:
+            raise failures[0]
         return tuple(killed)
 
     async def reap_first(self) -> None:

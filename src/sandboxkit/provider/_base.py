@@ -111,7 +111,11 @@ class RunningCommand(Protocol):
     pid: int
 
     async def wait(self) -> CommandResult:
-        """Wait for its end. SandboxLost if the sandbox goes first; OutputTooLarge past the bound of the start."""
+        """Wait for its end. SandboxLost if the sandbox goes first; OutputTooLarge past the bound of the start.
+
+        SandboxLost also where a pause of the sandbox has cut this off. The command goes on with the sandbox, and who
+        waits again then is told of its end, and hears what it writes from there on.
+        """
 
     async def kill(self) -> bool:
         """Kill its process group. False if it had ended already."""

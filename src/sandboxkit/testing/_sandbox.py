@@ -295,7 +295,8 @@ def _refuse_context(context: str | None) -> None:
 class FakeCommand:
     """A `RunningCommand` of the fake: it gets on while somebody waits for it, and otherwise stands still.
 
-    There is no background task behind it (none would have an owner); the command line is carried out by `wait()`.
+    There is no background task behind it (none would have an owner); the command line is carried out by `wait()`. One
+    that was cancelled, or cut off by a pause, is gone on with by the next.
     """
 
     def __init__(

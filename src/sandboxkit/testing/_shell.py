@@ -38,15 +38,20 @@ class FakeShell:
         self._write = write
         self._read_line = read_line
         self._status = 0
+        self._steps: list[tuple[str, list[str]]] | None = None
+        self._sleeps_for: float | None = None
 
     async def run(self, line: str) -> int:
-        """Carry out the whole line; the exit code."""
+        """Carry out the whole line; the exit code. Run again after a cancellation, it goes on where it was."""
         try:
-            for joint, words in _split(line):
-                if (joint == "&&" and self._status) or (joint == "||" and not self._status):
-                    continue
-                await anyio.lowlevel.checkpoint()
-                self._status = await self._simple([self._expand(word) for word in words])
+            if self._steps is None:
+                self._steps = list(_split(line))
+            while self._steps:
+                joint, words = self._steps[0]
+                if not (joint == "&&" and self._status) and not (joint == "||" and not self._status):
+                    await anyio.lowlevel.checkpoint()
+                    self._status = await self._simple([self._expand(word) for word in words])
+                del self._steps[0]
         except _Exit as leave:
             return leave.code
         except ValueError as error:
@@ -142,7 +147,14 @@ class FakeShell:
         return 0 if line else 1
 
     async def _sleep(self, args: list[str], out: Callable[[str], Awaitable[None]]) -> int:
-        await anyio.sleep(float("inf") if args[0] == "infinity" else float(args[0]))
+        left = float(args[0].replace("infinity", "inf")) if self._sleeps_for is None else self._sleeps_for
+        began_at = anyio.current_time()
+        try:
+            await anyio.sleep(left)
+        except anyio.get_cancelled_exc_class():
+            self._sleeps_for = left - (anyio.current_time() - began_at)
+            raise
+        self._sleeps_for = None
         return 0
 
     async def _yes(self, args: list[str], out: Callable[[str], Awaitable[None]]) -> int:

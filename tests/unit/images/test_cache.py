@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sandboxkit.local._trees import remove_tree
 from sandboxkit.local.images import _cache, _manifest
 
 
@@ -139,3 +143,43 @@ def test_what_is_nested_deeper_than_python_calls_is_removed(tmp_path: Path) -> N
     assert sum(1 for _ in _manifest._lines(str(deep / "d"), "")) > 1000
     _cache.remove_left(layers)
     assert list(layers.iterdir()) == []
+
+
+def test_a_link_that_a_step_has_left_leads_nowhere(tmp_path: Path) -> None:
+    """Where it lies as if the kernel had made it, in what an overlay works with: what it names stays as it is."""
+    victim = tmp_path / "victim"
+    victim.mkdir(mode=0o750)
+    (victim / "precious").write_text("x")
+    left = tmp_path / "left"
+    (left / "work" / "x").mkdir(parents=True)
+    (left / "work" / "x" / "work").symlink_to(victim)
+    (left / "other").symlink_to(victim)
+    remove_tree(left)
+    assert not left.exists()
+    assert (stat.S_IMODE(victim.stat().st_mode), os.listdir(victim)) == (0o750, ["precious"])
+
+
+CLOSED = """
+import os, sys
+from pathlib import Path
+from sandboxkit.local._trees import remove_tree
+left = Path(sys.argv[1], "left")
+(left / "a" / "b" / "c").mkdir(parents=True)
+(left / "a" / "b" / "c" / "file").write_text("x")
+for path in (left / "a" / "b" / "c", left / "a" / "b", left / "a", left):
+    path.chmod(0)
+remove_tree(left)
+print(left.exists())
+"""
+
+
+def test_what_is_closed_within_what_is_closed_is_removed(
+    ordinary_user: tuple[str, dict[str, str], dict[str, Any]],
+) -> None:
+    """A step may take all rights from what it leaves, one directory within the other; to root, nothing is closed."""
+    python, env, switch = ordinary_user
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        os.chmod(place, 0o777)
+        command = [python, "-c", CLOSED, place]
+        done = subprocess.run(command, env=env, cwd="/", capture_output=True, text=True, check=False, **switch)
+    assert (done.stdout, done.stderr) == ("False\n", "")

@@ -104,6 +104,10 @@ def test_lies_end_the_link(with_impostor: Any, lie: str) -> None:
         wire.pack([b"name", b"/name", 1, 0, 0, 0, 0, b"", b"", 5]),
         wire.pack([b"name"]),
         wire.pack([b"name", b"/name", 1, 0, 0, 0, 0, b"", b"", -1]),
+        wire.pack([b"name", b"/name", 1 << 40, 0, 0, 0, 0, b"", b"", 0]),
+        wire.pack([b"name", b"/name", -1, 0, 0, 0, 0, b"", b"", 0]),
+        wire.pack([b"name", b"/name", 1, 1 << 63, 0, 0, 0, b"", b"", 0]),
+        wire.pack([b"name", b"/name", 1, 0, 0, 0, 0, b"/", 1 << 40, 0]),
     ],
 )
 def test_malformed_entries(with_impostor: Any, payload: bytes) -> None:
@@ -182,6 +186,43 @@ def test_answer_and_cancel_in_one_turn(with_impostor: Any) -> None:
         assert descriptors() == before
         assert lost == []
 
+    with_impostor(scenario)
+
+
+@pytest.mark.parametrize("when", ["before", "in the same turn"])
+def test_a_lie_to_nobody(with_impostor: Any, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """What was asked for by a caller who was cancelled, and is answered by nonsense with descriptors: they are closed
+    once, for their numbers may be another's by then, the caller's cancellation is what it gets, and the link ends."""
+    close = os.close
+    closed_twice: list[int] = []
+
+    def noting(fd: int) -> None:
+        try:
+            close(fd)
+        except OSError:
+            closed_twice.append(fd)
+            raise
+
+    async def scenario(link: Any, theirs: socket.socket, lost: list[str]) -> None:
+        before = descriptors()
+        watching = asyncio.ensure_future(link.watch("/x"))
+        number, kind, _ = await request(theirs)
+        assert kind == wire.WATCH
+        if when == "before":
+            watching.cancel()
+            await asyncio.sleep(0)
+        reply(theirs, number, wire.OK, wire.pack([b"no number"]), (0, 0))
+        link._channel._port._readable()
+        watching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await watching
+        assert len(lost) == 1
+        assert "nonsense" in lost[0]
+        # The link's own end is closed by now, too.
+        assert len(descriptors()) == len(before) - 1
+        assert closed_twice == []
+
+    monkeypatch.setattr(os, "close", noting)
     with_impostor(scenario)
 
 

@@ -21,6 +21,8 @@ from sandboxkit.local import _descriptors
 from sandboxkit.local.agent import _codec as wire
 from sandboxkit.local.isolation._base import AgentError, BoxSpec
 from sandboxkit.local.isolation.bubblewrap._box import BubblewrapBox
+from sandboxkit.local.isolation.gvisor._box import GvisorBox
+from tests.unit.isolation import test_argv, test_gvisor_plan
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="boxes need Linux")
 
@@ -131,6 +133,25 @@ def test_a_box_that_cannot_be_begun(tmp_path: Path, left: int) -> None:
         assert os.listdir("/proc/self/fd") == before
 
     asyncio.run(begin())
+
+
+@pytest.mark.parametrize("left", range(16))
+@pytest.mark.parametrize("kind", [BubblewrapBox, GvisorBox])
+def test_a_box_that_cannot_be_started(tmp_path: Path, kind: type[BubblewrapBox], left: int) -> None:
+    """The same where bubblewrap is to make it: of which there is none, where the descriptors suffice."""
+
+    async def start() -> None:
+        before = sorted(os.listdir("/proc/self/fd"))
+        box = kind(BoxSpec(box_id="short"), directory=tmp_path / "box", cgroup=None, version=0, on_ended=lambda _: None)
+        with free(left), pytest.raises((OSError, EngineUnavailable)):
+            if isinstance(box, GvisorBox):
+                await box.boot("/nonexistent", lambda *fds: test_gvisor_plan.PLAN)
+            else:
+                await box.start("/nonexistent", test_argv.PLAN, b"")
+        await box.kill()
+        assert sorted(os.listdir("/proc/self/fd")) == before
+
+    asyncio.run(start())
 
 
 def test_descriptors_are_counted_without_a_look_at_each(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,29 @@ async def test_a_key_has_one_sandbox_also_by_attaching() -> None:
 
 
 @BOTH
+async def test_no_two_pools_of_a_process_have_one_sandbox(until: Until) -> None:
+    """Who comes second is told, also while the first still waits for a place; what was let go of may be had."""
+    fake = FakeProvider()
+    async with (
+        AsyncSandboxPool(endpoint=fake, owner="me", max_live=1) as one,
+        AsyncSandboxPool(endpoint=fake, owner="me") as two,
+    ):
+        mine = await one.session("a")
+        with pytest.raises(SessionBusy, match="another pool"):
+            await two.attach(mine.sandbox_id)
+        theirs = await two.session("b")
+        reference = await theirs.detach()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(one.attach, reference)
+            await until(lambda: one.stats()["waiting"] == 1)
+            with pytest.raises(SessionBusy, match="another pool"):
+                await two.attach(reference)
+            await mine.close()
+        assert one.stats()["attached"] == 1
+        assert len(fake.live) == 1
+
+
+@BOTH
 async def test_attaching_counts_and_waits_as_any_session(until: Until) -> None:
     """It takes a place under the cap; one that is given up while it waits, or connects, is left alive."""
     fake = FakeProvider()
@@ -289,3 +312,35 @@ def test_liveness_is_known_of_this_host_only() -> None:
     other = "0" * len(host)
     for name in ("", "x", host, f"{host}:x:1", f"{host}:{pid}:-", f"{other}:999999:1", f"{host}:-1:1"):
         assert not is_dead(name, "x")
+
+
+@BOTH
+async def test_what_a_pool_has_attached_is_no_orphan() -> None:
+    """Its tags name the pool that made it, which is gone: neither its new pool nor another of this process kills it,
+    by whatever rule."""
+    fake = FakeProvider()
+    attached = await crashed(fake, name="web", owner="me")
+    other = await crashed(fake, name="web", owner="me")
+    async with (
+        AsyncSandboxPool(endpoint=fake, name="web", owner="me") as pool,
+        AsyncSandboxPool(endpoint=fake, name="web", owner="me") as colleague,
+    ):
+        session = await pool.attach(attached)
+        assert await colleague.reap(older_than=1e-9) == (other,)
+        assert await pool.reap() == ()
+        assert (await session.run_code("1")).text == "1"
+
+
+@BOTH
+async def test_an_orphan_that_cannot_be_killed_keeps_no_other() -> None:
+    """The rest is killed all the same; then the failure is raised, and the event says which it was."""
+    fake, told = FakeProvider(), list[Event]()
+    orphans = [await crashed(fake, name="web") for _ in range(3)]
+    fake.inject("kill", Fault(error=ProviderUnavailable("503")))
+    async with AsyncSandboxPool(endpoint=fake, name="web", on_event=told.append) as pool:
+        with pytest.raises(ProviderUnavailable):
+            await pool.reap()
+        assert len(fake.live) == 1
+        failed = [event.sandbox_id for event in told if event.name == "sandbox.kill_failed"]
+        assert fake.live == set(failed) < set(orphans)
+        assert await pool.reap() == tuple(failed)

@@ -206,3 +206,18 @@ def test_recovering_takes_acquire_timeout_at_most(virtual_time: VirtualTime) -> 
                 await session.run_code("1")
 
     virtual_time.run(main)
+
+
+@BOTH
+async def test_whoever_meets_the_loss_the_sessions_files_are_there_again() -> None:
+    """A hold that named no files, or others, meets the loss: what the session had started with is written again."""
+    fake = FakeProvider()
+    async with AsyncSandboxPool(endpoint=fake, on_loss="recreate") as pool:
+        first = await pool.session("a", files={"x": "1"})
+        second = await pool.session("a", files={"y": "2"})
+        for _ in range(2):  # the new sandbox has them from then on
+            fake.crash(second.sandbox_id)
+            assert await second.files.read_text("x") == "1"
+            assert not await second.files.exists("y")
+        assert await first.files.read_text("x") == "1"
+        assert [loss.lost for loss in second.losses] == [(), ()]

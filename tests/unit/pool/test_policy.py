@@ -139,6 +139,24 @@ def test_warm_ones_are_renewed_before_their_end() -> None:
     assert pool.step(Tick(), 200.0) == [Kill(1, "expired"), Create(2, None, X)]
 
 
+def test_warm_ones_beyond_the_target_are_not_prolonged() -> None:
+    """The oldest are those; they go with the floor left, and no others come in their place."""
+    pool = policy(min_warm=(("x", 2),), renew_margin=40.0, floor=10.0)
+    pool.step(Tick(), 0.0)
+    for slot in (1, 2):
+        pool.step(Created(slot, 100.0 + slot), 0.0)
+    assert pool.next_alarm() == 61.0
+    pool.step(Resize(min_warm=(("x", 1),)), 0.0)
+    assert pool.surplus() == {1}
+    assert pool.next_alarm() == 62.0
+    assert pool.step(Tick(), 62.0) == [Renew(2)]
+    assert pool.step(Renewed(2, 200.0), 62.0) == []
+    assert pool.next_alarm() == 91.0
+    assert pool.step(Tick(), 91.0) == [Kill(1, "retired")]
+    pool.step(Resize(min_warm=()), 92.0)
+    assert pool.next_alarm() == 190.0
+
+
 def test_warm_ones_that_are_not_renewed_go_with_the_floor_left() -> None:
     """They are retired and replaced while as much is left as work may need."""
     pool = stocked(floor=25.0)
@@ -363,3 +381,39 @@ def test_a_refusal_frees_what_it_was_promised_for_those_before_it() -> None:
     out = pool.step(ask(3, "b", spec=Spec("y"), replace=True), 0.0)
     assert Refuse(1, "conflict", 1) in out
     assert pool.tickets[2].slot == 1
+
+
+def test_a_lower_cap_of_a_template_makes_idle_ones_go_and_warm_ones_first() -> None:
+    """As many as are too many; one that is held goes when it is released; those of other templates stay."""
+    pool = policy(max_live=5, max_per_template=(("x", 4),), min_warm=(("x", 1),))
+    pool.step(Tick(), 0.0)
+    pool.step(Created(1), 0.0)
+    for slot, key, spec in ((3, "a", Spec("x", None, (("t", "1"),))), (4, "b", Spec("y"))):
+        pool.step(ask(slot, key, spec=spec), 0.0)
+        pool.step(Created(pool.bound[key]), 0.0)
+        pool.step(Accept(slot), 0.0)
+    pool.step(Leave(4), 1.0)
+    a, b = pool.bound["a"], pool.bound["b"]
+    lower = Resize(max_per_template=(("x", 1),), min_warm=())
+    assert pool.step(lower, 2.0) == [Kill(1, "evicted")]
+    assert pool.step(lower, 3.0) == []
+    assert pool.step(Resize(max_per_template=(("x", 0),)), 3.0) == []
+    assert pool.step(Leave(3), 4.0) == [Kill(a, "evicted")]
+    assert pool.slots[b].is_idle
+
+
+def test_no_session_goes_for_who_could_not_use_its_place() -> None:
+    """Two wait for a template that may have one more: one idle session of another goes, not two."""
+    pool = policy(max_per_template=(("x", 2),))
+    for slot, key, spec in ((1, "a", X), (2, "i", Spec("y")), (3, "j", Spec("y"))):
+        pool.step(ask(slot, key, spec=spec), 0.0)
+        pool.step(Created(slot), 0.0)
+        pool.step(Accept(slot), 0.0)
+    assert pool.step(ask(4, "b"), 1.0) == []
+    assert pool.step(ask(5, "b"), 1.0) == [], "the same key waits for the same place"
+    assert pool.step(ask(6, "c"), 1.0) == []
+    pool.step(Leave(2), 2.0)
+    assert pool.slots[2].state == "killing"
+    assert pool.step(Leave(3), 3.0) == []
+    assert pool.step(Killed(2), 4.0) == [Create(4, "b", X)]
+    assert pool.slots[3].is_idle

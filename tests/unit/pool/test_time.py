@@ -10,7 +10,14 @@ import anyio.lowlevel
 import pytest
 
 from sandboxkit._types import Execution, TimeoutPolicy
-from sandboxkit.errors import ConfigurationError, ProviderUnavailable, SandboxExpired, SandboxNotFound, SessionBusy
+from sandboxkit.errors import (
+    CommandTimeout,
+    ConfigurationError,
+    ProviderUnavailable,
+    SandboxExpired,
+    SandboxNotFound,
+    SessionBusy,
+)
 from sandboxkit.events import Event
 from sandboxkit.pool import AsyncSandboxPool
 from sandboxkit.testing import FakeProvider, Fault
@@ -210,6 +217,42 @@ def test_renew_never_with_pauses(virtual_time: VirtualTime) -> None:
             assert fake.created == 1
 
     virtual_time.run(main)
+
+
+def test_who_waits_for_a_command_waits_through_pauses(virtual_time: VirtualTime) -> None:
+    """The end of a life pauses the sandbox under a wait, again and again: it goes on, to the command's end."""
+
+    async def main() -> None:
+        fake = virtual_time.provider()
+        timeouts = TimeoutPolicy(lifetime=30, floor=5, at_end="pause")
+        async with AsyncSandboxPool(endpoint=fake, timeouts=timeouts) as pool:
+            session = await pool.session("a")
+            command = await session.run_command("echo 1; sleep 100; echo 2", background=True)
+            assert (await command.wait()).stdout == "1\n2\n"
+            assert virtual_time.elapsed() == pytest.approx(100, abs=1)
+            assert pool.stats()["paused_total"] == 3
+            other = await session.run_command("sleep 100", background=True)
+            with pytest.raises(CommandTimeout):
+                await other.wait(timeout=70)
+            assert virtual_time.elapsed() == pytest.approx(170, abs=1)
+
+    virtual_time.run(main)
+
+
+@BOTH
+async def test_a_pause_by_somebody_else_is_no_loss() -> None:
+    """Paused through the SDK's object, though lives end by a kill here: it is asked for, and goes on."""
+    fake = FakeProvider()
+    async with AsyncSandboxPool(endpoint=fake, on_loss="recreate") as pool:
+        session = await pool.session("a")
+        await session.run_code("x = 7")
+        await session.sandbox.pause()
+        assert (await session.run_code("x")).text == "7"
+        assert (fake.created, pool.stats()["lost"], session.losses) == (1, 0, ())
+        fake.crash(session.sandbox_id)
+        fake.inject("info", Fault(error=ProviderUnavailable("503")))
+        assert (await session.run_code("1")).text == "1", "the use has been told that it is gone"
+        assert (fake.created, pool.stats()["lost"]) == (2, 1)
 
 
 @BOTH

@@ -58,7 +58,6 @@ if TYPE_CHECKING:
 
 SLICE = 0.003
 """Seconds that one long operation may hold the loop."""
-TIOCSWINSZ = 0x5414
 
 
 class Agent:
@@ -236,14 +235,11 @@ class Agent:
         if job is not None:
             job.close()
             self.refuse(request, _files.fail(errno.ECANCELED, b""))
-        for fd, (_sock, owner) in tuple(self.dials.items()):
-            if owner == request:
-                self.drop_dial(fd)
-                self.refuse(request, _files.fail(errno.ECANCELED, b""))
-        for fd, (_sock, owner) in tuple(self.accepts.items()):
-            if owner == request:
-                self.drop_accept(fd)
-                self.refuse(request, _files.fail(errno.ECANCELED, b""))
+        for waiting, drop in ((self.dials, self.drop_dial), (self.accepts, self.drop_accept)):
+            for fd, (_sock, owner) in tuple(waiting.items()):
+                if owner == request:
+                    drop(fd)
+                    self.refuse(request, _files.fail(errno.ECANCELED, b""))
         if self.verbs is not None:
             self.verbs.watches.cancel(request)
 
@@ -269,16 +265,17 @@ class Agent:
         master = slave = -1
         try:
             if cols:
-                import fcntl
-
-                master, slave = os.openpty()
-                fcntl.ioctl(slave, TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
+                master, slave = _programs.terminal(cols, rows)
             given = dict(zip(targets, fds, strict=True))
             with nullcontext(0) if leads else _programs.leaderless() as group:
                 pid = _programs.spawn(self.rules, cwd, argv, envs, given, tty=slave, group=group)
                 self.pids[pid] = group or pid
-                self.watch_child(pid, request)
-                self.send(request, OK, [pid], (master,) if cols else ())
+                try:
+                    self.watch_child(pid, request)
+                    self.send(request, OK, [pid], (master,) if cols else ())
+                except OSError:
+                    self.give_up(pid)
+                    raise
         finally:
             for fd in (master, slave):
                 if fd >= 0:
@@ -305,6 +302,15 @@ class Agent:
             return
         self.children[watch] = (pid, request)
         self.poll.register(watch, select.EPOLLIN)
+
+    def give_up(self, pid: int) -> None:
+        """End a child that the engine cannot be told of."""
+        _programs.end(pid, started_in=self.pids.pop(pid))
+        self.unwatched.pop(pid, None)
+        for watch in [one for one, (child, _) in self.children.items() if child == pid]:
+            del self.children[watch]
+            self.poll.unregister(watch)
+            os.close(watch)
 
     def reap(self, watch: int) -> None:
         """Take the end of a child and report it."""
@@ -356,24 +362,21 @@ class Agent:
         family = _socket.AF_INET6 if b":" in host else _socket.AF_INET
         sock = _socket.socket(family, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK, 0)
         code = sock.connect_ex((host.decode(), port))
-        if code == errno.EINPROGRESS:
-            self.dials[sock.fileno()] = (sock, request)
-            self.poll.register(sock.fileno(), select.EPOLLOUT)
-        elif code:
+        if code not in (0, errno.EINPROGRESS):
             sock.close()
             raise _files.fail(code, b"%s:%d" % (host, port))
-        else:
-            self.send(request, OK, [], (sock.fileno(),))
-            sock.close()
+        self.dials[sock.fileno()] = (sock, request)
+        self.poll.register(sock.fileno(), select.EPOLLOUT)
 
     def dialled(self, fd: int) -> None:
         """Report how a connection attempt went."""
         sock, request = self.dials[fd]
-        code = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
-        if code:
-            self.refuse(request, _files.fail(code, b""))
-        else:
+        try:
+            if code := sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR):
+                raise _files.fail(code, b"")
             self.send(request, OK, [], (fd,))
+        except OSError as error:
+            self.refuse(request, error)
         self.drop_dial(fd)
 
     def drop_dial(self, fd: int) -> None:
@@ -407,19 +410,18 @@ class Agent:
     def accepted(self, fd: int) -> None:
         """Pass the connection on."""
         sock, request = self.accepts[fd]
+        got = -1
         try:
             got, _address = sock._accept()  # type: ignore[attr-defined]
+            self.send(request, OK, [], (got,))
         except (BlockingIOError, ConnectionAbortedError):
             return
-        except OSError as error:
-            self.drop_accept(fd)
+        except OSError as error:  # what is on its way between programs is counted for all boxes together
             self.refuse(request, error)
-            return
-        self.drop_accept(fd)
-        try:
-            self.send(request, OK, [], (got,))
         finally:
-            os.close(got)
+            if got >= 0:
+                os.close(got)
+        self.drop_accept(fd)
 
     def drop_accept(self, fd: int) -> None:
         """Watch a listening socket no more."""

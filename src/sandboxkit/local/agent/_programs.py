@@ -14,6 +14,7 @@ import _signal  # type: ignore[import-not-found]
 import errno
 import os
 import resource
+import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TIOCSCTTY = 0x540E
+TIOCSCTTY, TIOCSWINSZ = 0x540E, 0x5414
 CLONE_VM = 0x100
 USE_ERRNO = 8
 """What `ctypes` calls FUNCFLAG_USE_ERRNO."""
@@ -168,6 +169,22 @@ def signal_group(pid: int, signum: int, *, started_in: int) -> None:
         os.killpg(group, signum)
     else:
         os.kill(pid, signum)
+
+
+def end(pid: int, *, started_in: int) -> None:
+    """Kill a child with its group, and take it."""
+    with suppress(ProcessLookupError):
+        signal_group(pid, _signal.SIGKILL, started_in=started_in)
+    os.waitpid(pid, 0)
+
+
+def terminal(columns: int, rows: int) -> tuple[int, int]:
+    """Make a terminal of this size: its master and its slave."""
+    import fcntl
+
+    master, slave = os.openpty()
+    fcntl.ioctl(slave, TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    return master, slave
 
 
 def _start(

@@ -1,6 +1,6 @@
 """A Jupyter kernel of any language behind the engine's wire: starts it, and passes cells on over its own sockets.
 
-Runs inside the box as `python3 kernel_jupyter.py LANGUAGE`; the wire is described in the engine's
+Runs inside the box as `python3 kernel.py LANGUAGE`; the wire is described in the engine's
 `interpreter/_frames.py`. Which kernel a language has is Jupyter's own business: a directory `kernels/NAME` in one of
 its places, in the template or on the machine. The kernel is in this process's group and ends with it.
 """

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from sandboxkit.errors import SandboxkitError
 from sandboxkit.local._log import log
-from sandboxkit.local.images._cache import remove_tree
+from sandboxkit.local._trees import remove_tree
 from sandboxkit.local.images._disk import TooDeep, written_below
 from sandboxkit.local.images._lines import read_lines
 from sandboxkit.local.images._steps import BEGINNING, ENV_TARGET
@@ -192,9 +192,11 @@ async def step_box(
     finally:
         is_full = watch.done() and not watch.cancelled()
         watch.cancel()
-        if network is not None:
-            await asyncio.shield(network.close())
-        await asyncio.shield(box.kill())
+        try:
+            if network is not None:
+                await asyncio.shield(network.close())
+        finally:
+            await asyncio.shield(box.kill())
     if is_full:
         raise BuildFailed(TOO_MUCH, step=step)
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from sandboxkit.local._trees import remove_tree
 
 TEMPORARY = ".making-"
 
@@ -184,32 +184,6 @@ def lock(path: Path, *, on_wait: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a directory with all that is in it, as far as that is possible."""
-    # An overlay's work directory has no rights at all, not for its owner either.
-    for closed in path.glob("work/*/work"):
-        with contextlib.suppress(OSError):
-            closed.chmod(0o700)
-    # A maker that was killed may have left a tool that still writes there; the next maker tries again.
-    try:
-        shutil.rmtree(path, onerror=_open_and_remove)
-    except RecursionError:
-        # Before Python 3.13 rmtree calls itself for each level, and a build step may nest as deep as it likes.
-        for command in (["chmod", "-R", "u+rwX", "--", str(path)], ["rm", "-rf", "--", str(path)]):
-            subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-
-
-def _open_and_remove(function: Callable[..., object], path: str, error: object) -> None:
-    """A directory that its owner may not write to is no reason to keep it."""
-    with contextlib.suppress(OSError):
-        folder = os.path.dirname(path) if function in (os.unlink, os.rmdir) else path
-        os.chmod(folder, 0o700)
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            os.unlink(path)
 
 
 def _size(path: Path) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import contextlib
 import json
 import re
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -27,11 +28,12 @@ def _plain(name: str) -> str:
 
 
 def _distributions(tree: Path) -> Iterable[tuple[str, str]]:
-    for packages in tree.glob("lib/python3*/site-packages"):
-        for found in importlib.metadata.distributions(path=[str(packages)]):
-            # A layer may hold a piece of what another has: that is none.
-            if found.metadata is not None and found.metadata["Name"]:
-                yield found.metadata["Name"], found.version
+    for found in tree.glob("lib/python3*/site-packages/*.dist-info"):
+        # By its name alone, unless it is a piece of what another layer has: that is none.
+        with contextlib.suppress(OSError):
+            if stat.S_ISREG((found / "METADATA").lstat().st_mode):
+                name, _, version = found.name.removesuffix(".dist-info").partition("-")
+                yield name, version
 
 
 def _node(homes: Iterable[Path], library: str) -> str | None:
@@ -40,7 +42,8 @@ def _node(homes: Iterable[Path], library: str) -> str | None:
     for home in homes:
         # What a template's author has made is read like any file that a stranger sends: no links, no surprises.
         file = home / "node_modules" / library / "package.json"
-        if file.is_file() and not file.is_symlink() and file.stat().st_size < LARGEST:
+        is_within = file.resolve().is_relative_to(home.resolve())
+        if is_within and file.is_file() and not file.is_symlink() and file.stat().st_size < LARGEST:
             try:
                 return str(json.loads(file.read_bytes())["version"])
             except (ValueError, KeyError, TypeError):

@@ -23,6 +23,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from sandboxkit.local._config import engine_uid
+from sandboxkit.local._trees import remove_tree
 from sandboxkit.local.images import _manifest
 from sandboxkit.local.images._as_owner import do_as_owner
 from sandboxkit.local.images._cache import (
@@ -33,8 +34,8 @@ from sandboxkit.local.images._cache import (
     next_generation,
     prune_layers,
     remove_left,
-    remove_tree,
 )
+from sandboxkit.local.isolation.link._open_files import in_thread
 
 LOCK_POLL = 0.2
 LOCKS = 256
@@ -123,7 +124,8 @@ class Store:
                 working = await asyncio.to_thread(self._begin, held)
                 try:
                     await fill(working)
-                    return await asyncio.to_thread(self._finish, working, name)
+                    # To its end, whoever waits: what is removed in the middle of it would have the layer's name.
+                    return await in_thread(self._finish, working, name)
                 except BaseException:
                     await asyncio.shield(asyncio.to_thread(remove_tree, working))
                     raise

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 
 from sandboxkit._types import CommandResult, OutputMessage
-from sandboxkit.errors import ConfigurationError, ProviderUnavailable
+from sandboxkit.errors import ConfigurationError, ProviderUnavailable, SandboxLost
 from sandboxkit.provider import _errors
 from sandboxkit.provider._base import OnOutput
 from sandboxkit.provider._output import OutputKeeper
@@ -67,13 +67,16 @@ async def told(callback: Callable[[Any], object] | None, message: object) -> Non
 
 
 class E2BCommand:
-    """A `RunningCommand`. Past its bound of output, or when a callback raises, the command is killed."""
+    """A `RunningCommand`. Past its bound of output, or when a callback raises, the command is killed.
+
+    A pause of its sandbox cuts its stream off, and not the command: the next wait asks for the stream anew.
+    """
 
     def __init__(
         self,
         raw: AsyncSandbox,
         handle: AsyncCommandHandle[Any],
-        keeper: OutputKeeper,
+        listener: Listener,
         cross: Callable[[], Callable[..., Awaitable[Any]]],
         end_at: Callable[[], datetime | None],
         *,
@@ -82,7 +85,9 @@ class E2BCommand:
         self.pid: int = handle.pid
         self._raw = raw
         self._handle = handle
-        self._keeper = keeper
+        self._listener = listener
+        self._is_cut_off = False
+        self._connecting = anyio.Lock()
         self._cross = cross
         self._end_at = end_at
         self._takes_stdin = takes_stdin
@@ -104,8 +109,10 @@ class E2BCommand:
         """`wait`, on asyncio. Cancelling it leaves the command as it is."""
         from e2b import CommandExitException
 
+        await self._connect_again()
+        handle = self._handle
         try:
-            await self._ended()
+            await self._ended(handle)
         except CommandExitException as exited:
             return self._result(exited.exit_code)
         except Stopped as stopped:
@@ -115,19 +122,38 @@ class E2BCommand:
             if not _errors.is_from_the_sdk(error):
                 raise
             if type(error) is Exception and await is_gone_after(self._raw):
-                raise _errors.gone(self._raw.sandbox_id, self._end_at(), "a command ran") from error
-            raise self._translated(error, "running a command") from error
+                raised: Exception = _errors.gone(self._raw.sandbox_id, self._end_at(), "a command ran")
+            else:
+                raised = self._translated(error, "running a command")
+            if isinstance(raised, SandboxLost) and self._handle is handle:
+                self._is_cut_off = True
+            raise raised from error
         return self._result(0)
 
-    async def _ended(self) -> None:
+    async def _connect_again(self) -> None:
+        async with self._connecting:
+            if self._is_cut_off:
+                self._handle = await self._request(
+                    lambda: self._raw.commands.connect(
+                        self.pid,
+                        timeout=0,
+                        on_stdout=self._listener.stdout,
+                        on_stderr=self._listener.stderr,
+                        retain_output=False,
+                    ),
+                    f"listening to command {self.pid} again, which may have ended meanwhile",
+                )
+                self._is_cut_off = False
+
+    async def _ended(self, handle: AsyncCommandHandle[Any]) -> None:
         # The handle's own task reads the stream. wait() awaits that very task, so a cancelled wait would cancel it,
         # and a second wait could not be answered: it is therefore watched, not awaited.
         done = anyio.Event()
-        task = self._handle._wait
+        task = handle._wait
         task.add_done_callback(lambda _: done.set())
         if not task.done():
             await done.wait()
-        await self._handle.wait()
+        await handle.wait()
 
     async def abandon(self) -> None:
         """Kill it and drop its stream, whatever the caller's own state; bounded."""
@@ -162,7 +188,8 @@ class E2BCommand:
         return _errors.translated(error, doing=doing, sandbox_id=self._raw.sandbox_id, end_at=self._end_at())
 
     def _result(self, exit_code: int) -> CommandResult:
-        return CommandResult(exit_code=exit_code, stdout=self._keeper.stdout, stderr=self._keeper.stderr)
+        keeper = self._listener.keeper
+        return CommandResult(exit_code=exit_code, stdout=keeper.stdout, stderr=keeper.stderr)
 
 
 async def is_gone_after(raw: AsyncSandbox) -> bool:

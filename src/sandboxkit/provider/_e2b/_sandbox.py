@@ -23,7 +23,7 @@ from sandboxkit.errors import (
 from sandboxkit.provider import _errors
 from sandboxkit.provider._asyncio import Here, TrioCall
 from sandboxkit.provider._base import OnOutput, OnResult
-from sandboxkit.provider._e2b._commands import START_LIMIT, E2BCommand, Listener, Stopped, told
+from sandboxkit.provider._e2b._commands import KILL_LIMIT, START_LIMIT, E2BCommand, Listener, Stopped, told
 from sandboxkit.provider._e2b._confined import EngineConfined, has_confined
 from sandboxkit.provider._e2b._files import E2BFiles
 from sandboxkit.provider._e2b._loopback import is_on_the_engine, loopback_url
@@ -296,7 +296,9 @@ class E2BSandbox:
         # The service's own limit lies just behind ours: it ends the command should this process die meanwhile.
         server_limit = timeout + START_LIMIT
         with anyio.move_on_after(timeout):
-            command = await self._start(cmd, server_limit, cwd, envs, listener, False, min(timeout, START_LIMIT))
+            # A start that meets the limit is waited for a little longer: who knows no process id can kill nothing.
+            start_limit = min(timeout + KILL_LIMIT, START_LIMIT)
+            command = await self._start(cmd, server_limit, cwd, envs, listener, False, start_limit)
             try:
                 await anyio.lowlevel.checkpoint_if_cancelled()
                 return await command.wait_here()
@@ -346,7 +348,7 @@ class E2BSandbox:
             raise CommandTimeout(
                 f"The command did not start within {limit:g} s.", sandbox_id=self.sandbox_id, timeout=limit
             )
-        return E2BCommand(self._raw, handle, listener.keeper, self._way, lambda: self._end_at, takes_stdin=stdin)
+        return E2BCommand(self._raw, handle, listener, self._way, lambda: self._end_at, takes_stdin=stdin)
 
     async def _restart(self, context: str | None) -> None:
         if context is None:

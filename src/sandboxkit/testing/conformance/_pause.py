@@ -36,6 +36,22 @@ async def pause_keeps_everything(provider: Provider, *, template: str = CODE_INT
 
 
 @check
+async def a_command_outlives_a_pause(provider: Provider, *, template: str = CODE_INTERPRETER) -> None:
+    """A background command stands still while its sandbox is paused; who waits again after that hears its end."""
+    async with running(provider, template) as sandbox:
+        command = await sandbox.start_command("echo before; sleep 1.5; echo after")
+        with anyio.move_on_after(0.5):
+            await command.wait()
+        await sandbox.pause()
+        await raises(SandboxLost, command.wait, "A pause cuts off who waits.")
+        await raises(SandboxLost, command.wait, "While it lasts, nobody is told anything.")
+        await sandbox.extend(LIFETIME)
+        result = await command.wait()
+        must((result.exit_code, result.stdout) == (0, "before\nafter\n"), str(result))
+        must(await command.wait() == result, "It stays known.")
+
+
+@check
 async def info_wakes_nobody(provider: Provider, *, template: str = CODE_INTERPRETER) -> None:
     """info() tells template, state, times and metadata, of a paused one too, and changes nothing."""
     tag = {CHECK_TAG: uuid.uuid4().hex}

@@ -30,7 +30,7 @@ from sandboxkit.local.isolation._base import AgentError, AgentLost, BoxEnd, BoxS
 from sandboxkit.local.isolation._copying import fill_trees, save_trees
 from sandboxkit.local.isolation._waiting import uncancelled, until_readable, until_reaped
 from sandboxkit.local.isolation.bubblewrap._files import BoxFiles
-from sandboxkit.local.isolation.bubblewrap._told import ERRORS_KEPT, memory_file, said
+from sandboxkit.local.isolation.bubblewrap._told import ERRORS_KEPT, memory_file, pipe, said, tell, words_pipe
 from sandboxkit.local.isolation.limits._limits import Cgroup, inside_limits, report
 from sandboxkit.local.isolation.limits._usage import measure
 from sandboxkit.local.isolation.link._link import AgentLink
@@ -98,33 +98,29 @@ class BubblewrapBox:
         Raises:
             EngineUnavailable: bubblewrap failed; the message has its words.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._info, info_write = os.pipe()
-        block_read, block_write = os.pipe()
-        errors_read, errors_write = os.pipe()
-        seccomp_fd = memory_file(seccomp)
-        words = _argv.arguments(plan, seccomp_fd=seccomp_fd, info_fd=info_write, block_fd=block_read)
-        args_fd, args_write = os.pipe()
-        unused = [args_write]
-        passed = (theirs.fileno(), info_write, block_read, seccomp_fd, args_fd)
-        self.agent = AgentLink(ours, on_lost=self._agent_lost)
-        try:
-            try:
+        with contextlib.ExitStack() as ours:
+            with contextlib.ExitStack() as theirs:
+                near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                theirs.enter_context(far)
+                self.agent = AgentLink(near, on_lost=self._agent_lost)
+                self._info, info_write = os.pipe()
+                theirs.callback(os.close, info_write)
+                block_read, block_write = pipe(theirs, ours)
+                errors_read, errors_write = pipe(ours, theirs)
+                args_read, arguments = words_pipe(theirs, ours)
+                seccomp_fd = memory_file(seccomp)
+                theirs.callback(os.close, seccomp_fd)
                 # From this, the loop's thread: bubblewrap dies with the thread that started it.
                 self._outer = subprocess.Popen(  # noqa: ASYNC220 (a fork and an exec: a millisecond)
-                    ["bwrap", "--args", str(args_fd), "--", *_argv.command(theirs.fileno())],
+                    ["bwrap", "--args", str(args_read), "--", *_argv.command(far.fileno())],
                     executable=bwrap,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=errors_write,
                     env={},
-                    pass_fds=passed,
+                    pass_fds=(far.fileno(), info_write, block_read, seccomp_fd, args_read),
                     start_new_session=True,
                 )
-            finally:
-                theirs.close()
-                for fd in (info_write, block_read, seccomp_fd, args_fd, errors_write):
-                    os.close(fd)
             self._outer_fd = os.pidfd_open(self._outer.pid)
             self._watch(self._outer_fd)
             try:
@@ -132,7 +128,7 @@ class BubblewrapBox:
                     # Before it goes on: this is then the root of its cgroup namespace, and /proc/self/cgroup inside
                     # names nothing above it.
                     self._cgroup.join(self._outer.pid)
-                _tell(unused.pop(), words)
+                tell(arguments, _argv.arguments(plan, seccomp_fd=seccomp_fd, info_fd=info_write, block_fd=block_read))
                 async with asyncio.timeout(START_WITHIN):
                     await self._know_init()
                     os.write(block_write, b"1")
@@ -143,9 +139,6 @@ class BubblewrapBox:
                     f"bubblewrap said: {said(errors_read) or 'nothing'}",
                     sandbox_id=self.box_id,
                 ) from error
-        finally:
-            for fd in (block_write, errors_read, *unused):
-                os.close(fd)
         self._close_info()
 
     async def start_in(self, nursery: Nursery, plan: _argv.Plan, seccomp: bytes) -> None:
@@ -244,8 +237,9 @@ class BubblewrapBox:
             self._told += piece
             if not piece or len(self._told) > ERRORS_KEPT:
                 raise ValueError("bubblewrap ended before it made the sandbox")
-        self._init = int(found[1])
-        self._init_fd = os.pidfd_open(self._init)
+        init = int(found[1])
+        self._init_fd = os.pidfd_open(init)
+        self._init = init
         self._watch(self._init_fd)
 
     async def _know_init_after_all(self) -> None:
@@ -315,10 +309,10 @@ class BubblewrapBox:
         if self._outer is not None and self._outer.poll() is None:
             self._outer.kill()
             self._outer.wait()
-        if self._init:
+        if self._init_fd >= 0:
             # Ours since its parent is gone (the engine is a subreaper), unless that reaped it first.
             with contextlib.suppress(ChildProcessError):
-                os.waitpid(self._init, 0)  # noqa: ASYNC222 (its pidfd has said that it ended)
+                os.waitid(os.P_PIDFD, self._init_fd, os.WEXITED)  # noqa: ASYNC222 (its pidfd has said that it ended)
         held = [pidfd for pidfd in (self._init_fd, self._outer_fd) if pidfd >= 0]
         for pidfd in held:
             await until_reaped(pidfd)
@@ -397,9 +391,3 @@ class BubblewrapBox:
         if not self._init:
             raise AgentLost("the sandbox has ended")
         return measure(self._init, self.disk_used(), self._cgroup)
-
-
-def _tell(arguments: int, words: list[str]) -> None:
-    """Give bubblewrap its arguments, which it waits for."""
-    with os.fdopen(arguments, "wb") as stream:
-        stream.write(b"\0".join(map(os.fsencode, words)) + b"\0")

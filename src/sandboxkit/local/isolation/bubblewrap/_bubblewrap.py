@@ -14,6 +14,7 @@ from typing import Literal
 
 from sandboxkit.errors import EngineUnavailable, IsolationUnavailable
 from sandboxkit.local._log import log
+from sandboxkit.local._trees import remove_tree
 from sandboxkit.local.isolation import _argv
 from sandboxkit.local.isolation._base import BoxEnd, BoxSpec, Layer, Limits
 from sandboxkit.local.isolation.bubblewrap._box import BubblewrapBox
@@ -251,4 +252,4 @@ def release(namespace: EngineNamespace) -> None:
     os.chdir("/")
     _kernel.unmount(str(namespace.runtime))
     if not namespace.started_as_root:
-        shutil.rmtree(namespace.state_dir, ignore_errors=True)
+        remove_tree(namespace.state_dir)

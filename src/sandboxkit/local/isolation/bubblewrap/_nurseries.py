@@ -77,10 +77,10 @@ class Nurseries:
 
             try:
                 await box.hold(warden, self._plan(layers), _filter.filter_for(machine))
+                return os.dup(box.init_fd), end
             except BaseException:
                 await end()
                 raise
-            return os.dup(box.init_fd), end
 
         return Nursery(
             view=view,

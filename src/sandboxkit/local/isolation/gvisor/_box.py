@@ -22,7 +22,7 @@ from sandboxkit.errors import EngineUnavailable
 from sandboxkit.local.isolation._archive import Packed, Unkeepable
 from sandboxkit.local.isolation._base import HOME, AgentError, AgentLost, BoxSpec, Usage
 from sandboxkit.local.isolation.bubblewrap._box import BubblewrapBox
-from sandboxkit.local.isolation.bubblewrap._told import memory_file, said
+from sandboxkit.local.isolation.bubblewrap._told import memory_file, pipe, said, tell, words_pipe
 from sandboxkit.local.isolation.gvisor import _plan
 from sandboxkit.local.isolation.gvisor._plan import GvisorPlan
 from sandboxkit.local.isolation.gvisor._processes import MemoryMeter, SentryStopper, tree
@@ -67,38 +67,37 @@ class GvisorBox(BubblewrapBox):
         Raises:
             EngineUnavailable: bubblewrap or runsc failed; the message has their words.
         """
-        ours, theirs = socket.socketpair()
-        self._info, info_write = os.pipe()
-        block_read, block_write = os.pipe()
-        errors_read, errors_write = os.pipe()
-        args_read, args_write = os.pipe()
-        config = memory_file(_plan.config(self._spec.limits))
-        made = plan(config, info_write, block_read)
-        unused = {args_write, block_write, errors_read}
-        self.agent = AgentLink(FramedPort(ours), on_lost=self._agent_lost)
-        try:
-            try:
+        with contextlib.ExitStack() as ours:
+            with contextlib.ExitStack() as theirs:
+                near, far = socket.socketpair()
+                theirs.enter_context(far)
+                self.agent = AgentLink(FramedPort(near), on_lost=self._agent_lost)
+                self._info, info_write = os.pipe()
+                theirs.callback(os.close, info_write)
+                block_read, block_write = pipe(theirs, ours)
+                errors_read, errors_write = pipe(ours, theirs)
+                args_read, arguments = words_pipe(theirs, ours)
+                config = memory_file(_plan.config(self._spec.limits))
+                theirs.callback(os.close, config)
+                made = plan(config, info_write, block_read)
                 # From this, the loop's thread: bubblewrap dies with the thread that started it.
                 self._outer = subprocess.Popen(  # noqa: ASYNC220 (a fork and an exec: a millisecond)
                     ["bwrap", "--args", str(args_read), "--", *_plan.command(made)],
                     executable=bwrap,
-                    stdin=theirs.fileno(),
+                    stdin=far.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=errors_write,
                     env={},
                     pass_fds=(info_write, block_read, config, args_read),
                     start_new_session=True,
                 )
-            finally:
-                theirs.close()
-                for fd in (info_write, block_read, config, args_read, errors_write):
-                    os.close(fd)
             self._outer_fd = os.pidfd_open(self._outer.pid)
             self._watch(self._outer_fd)
             try:
+                if self._cgroup is not None:
+                    self._cgroup.join(self._outer.pid)
+                tell(arguments, _plan.outer_arguments(made))
                 async with asyncio.timeout(START_WITHIN):
-                    unused.discard(args_write)  # it closes it, whatever happens
-                    self._tell(args_write, _plan.outer_arguments(made))
                     await self._know_init()
                     self._bound_tasks()
                     os.write(block_write, b"1")
@@ -109,18 +108,7 @@ class GvisorBox(BubblewrapBox):
                     f"runsc said: {said(errors_read) or 'nothing'}",
                     sandbox_id=self.box_id,
                 ) from error
-        finally:
-            for fd in unused:
-                os.close(fd)
         self._close_info()
-
-    def _tell(self, args_write: int, words: list[str]) -> None:
-        """Give bubblewrap its arguments, once it is in its cgroup."""
-        assert self._outer is not None
-        with os.fdopen(args_write, "wb") as stream:
-            if self._cgroup is not None:
-                self._cgroup.join(self._outer.pid)
-            stream.write(b"\0".join(map(os.fsencode, words)) + b"\0")
 
     def _bound_tasks(self) -> None:
         """Bound the tasks of the box's own user namespace, whether or not a cgroup counts them. Before runsc runs."""

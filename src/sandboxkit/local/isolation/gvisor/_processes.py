@@ -10,7 +10,14 @@ import contextlib
 import os
 import signal
 
-from sandboxkit.local.isolation.processes._processes import is_within, place_of, resident, shared, signal_within
+from sandboxkit.local.isolation.processes._processes import (
+    is_within,
+    place_of,
+    resident,
+    shared,
+    signal_within,
+    tasks_of,
+)
 from sandboxkit.local.isolation.processes._stopping import AT_REST
 
 MEMORY_FILE = "runsc-memory"
@@ -24,7 +31,7 @@ def tree(*roots: int) -> list[int]:
     while waiting:
         pid = waiting.pop()
         found.append(pid)
-        for task in _tasks(pid):
+        for task in tasks_of(pid):
             with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{task}/children", "rb") as file:
                 waiting += map(int, file.read().split())
     return found
@@ -100,7 +107,7 @@ class SentryStopper:
 
 def _is_at_rest(pid: int) -> bool:
     """Whether none of its threads runs; also of one that is gone."""
-    for task in _tasks(pid):
+    for task in tasks_of(pid):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{task}/stat", "rb") as file:
             if file.read().rpartition(b")")[2].split()[0][0] not in AT_REST:
                 return False
@@ -114,10 +121,3 @@ def _tracer(pid: int) -> bool:
             if line.startswith(b"TracerPid:"):
                 return int(line.split()[1]) != 0
     return False
-
-
-def _tasks(pid: int) -> list[str]:
-    try:
-        return os.listdir(f"/proc/{pid}/task")
-    except OSError:
-        return []

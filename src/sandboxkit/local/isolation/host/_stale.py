@@ -10,10 +10,10 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import shutil
 from pathlib import Path
 
 from sandboxkit.local._env_file import remove_noted
+from sandboxkit.local._trees import remove_tree
 from sandboxkit.local.isolation.limits import _cgroup1, _cgroup2
 
 LOCK = "lock"
@@ -63,10 +63,10 @@ def clean_engine(state: Path) -> None:
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(state)):
             if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
+                remove_tree(entry.path)
             elif entry.name != LOCK:
                 os.unlink(entry.path)
-    shutil.rmtree(state, ignore_errors=True)
+    remove_tree(state)
 
 
 def group_name(state: Path) -> str:

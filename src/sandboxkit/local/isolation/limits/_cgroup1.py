@@ -170,10 +170,6 @@ class BoxCgroups:
         """CPU time used."""
         return self._read("cpuacct", "cpuacct.usage") / 1e9
 
-    def tasks(self) -> int:
-        """Tasks alive."""
-        return self._read("pids", "pids.current")
-
     def memory_kills(self) -> int:
         """How often the kernel had to kill in here for want of memory."""
         try:

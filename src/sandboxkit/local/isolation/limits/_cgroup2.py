@@ -130,10 +130,6 @@ class BoxCgroup2:
         """CPU time used."""
         return self._field("cpu.stat", "usage_usec") / 1e6
 
-    def tasks(self) -> int:
-        """Tasks alive."""
-        return int((self._path / "pids.current").read_text())
-
     def memory_kills(self) -> int:
         """How often the kernel had to kill in here for want of memory."""
         try:

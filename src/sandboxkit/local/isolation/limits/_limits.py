@@ -40,9 +40,6 @@ class Cgroup(Protocol):
     def cpu_seconds(self) -> float:
         """CPU time used."""
 
-    def tasks(self) -> int:
-        """Tasks alive."""
-
     def memory_kills(self) -> int:
         """How often the kernel had to kill for want of memory."""
 

@@ -187,15 +187,19 @@ class Channel:
                 self._send(number, wire.CANCEL, wire.pack([number]))
         elif not request.future.cancelled() and request.future.exception() is None:
             fields, fds = request.future.result()
-            self._dropped(request, fields, fds)
+            try:
+                self._dropped(request, fields, fds)
+            except ValueError as error:
+                close_all(fds)
+                self.broken(str(error))
 
     def _dropped(self, request: _Request, fields: list[bytes], fds: list[int]) -> None:
-        """Undo an answer that nobody will take."""
-        close_all(fds)
+        """Undo an answer that nobody will take. ValueError, with nothing done, where it is nonsense."""
         if request.kind == wire.SPAWN:
-            self._kill_orphan(wire.number(fields[0]))
+            self._kill_orphan(_pid(fields))
         elif request.undo:
             self.tell(request.undo, [wire.number(fields[-1] if fields else b"")])
+        close_all(fds)
 
     def _late(self, number: int) -> None:
         """A request had no answer in time."""
@@ -249,9 +253,9 @@ class Channel:
             if request.kind == wire.SPAWN:
                 self._running.pop(number, None)  # no EXIT will follow
         elif is_short:
-            close_all(fds)
             if request.kind == wire.SPAWN:
                 self._kill_orphan(_pid(fields))
+            close_all(fds)
             failure, fds = AgentError(errno.EMFILE, NO_DESCRIPTORS), []
         self._answered(number, request, fields, fds, failure)
 

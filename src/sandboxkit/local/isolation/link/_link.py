@@ -75,7 +75,7 @@ from sandboxkit.local.isolation.link._channel import ANSWER_WITHIN, Channel, to_
 from sandboxkit.local.isolation.link._descriptors import check_file, check_socket, check_terminal
 from sandboxkit.local.isolation.link._open_files import DescriptorFile, RemoteFile
 from sandboxkit.local.isolation.link._port import PacketPort, Port
-from sandboxkit.local.isolation.link._shapes import check_beneath, check_opened
+from sandboxkit.local.isolation.link._shapes import MOST_MODE, MOST_SIZE, check_beneath, check_opened
 
 TREE_WITHIN = 600.0
 LISTINGS = 4
@@ -355,16 +355,23 @@ def entries_of(fields: Sequence[bytes]) -> Entries:
             Entry(
                 name=to_text(name),
                 path=to_text(path),
-                mode=wire.number(mode),
-                size=wire.number(size),
+                mode=_within(mode, MOST_MODE),
+                size=_within(size, MOST_SIZE),
                 uid=wire.number(uid),
                 gid=wire.number(gid),
                 mtime_ns=wire.number(mtime),
                 link_target=to_text(target) if target else None,
-                target_mode=wire.number(target_mode) if target_mode else None,
+                target_mode=_within(target_mode, MOST_MODE) if target_mode else None,
                 xattrs={to_text(k): to_text(v) for k, v in zip(pairs[::2], pairs[1::2], strict=True)},
             )
         )
     if len(entries) > wire.MAX_ENTRIES:
         raise ValueError("too many entries")
     return entries
+
+
+def _within(field: bytes, most: int) -> int:
+    value = wire.number(field)
+    if not 0 <= value <= most:
+        raise ValueError("a mode or a size that no file has")
+    return value

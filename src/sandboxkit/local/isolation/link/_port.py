@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 from collections import deque
@@ -92,18 +93,30 @@ class PacketPort:
         while self._unsent:
             packet, fds = self._unsent[0]
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+            refused: OSError | None = None
             try:
                 self._sock.sendmsg([packet], rights)
             except BlockingIOError:
                 self._loop.add_writer(self._sock.fileno(), self._flush)
                 return
             except OSError as error:
-                self._gone(f"the agent is gone ({error.strerror})")
-                return
+                if error.errno != errno.ETOOMANYREFS:
+                    self._gone(f"the agent is gone ({error.strerror})")
+                    return
+                refused = error
             self._unsent.popleft()
             self.unsent_bytes -= len(packet)
             close_all(fds)
+            if refused is not None:
+                self._refuse(packet, refused)
         self._loop.remove_writer(self._sock.fileno())
+
+    def _refuse(self, packet: bytes, error: OSError) -> None:
+        """Answer a request whose descriptors the kernel does not pass: those that programs have on their way are
+        counted for all boxes together, and one box may have too many. Its agent is not to blame."""
+        number, _, _ = wire.HEADER.unpack_from(packet)
+        said = wire.pack([error.errno or errno.ETOOMANYREFS, (error.strerror or "").encode(), b""])
+        self._on_packet(wire.HEADER.pack(number, wire.FAIL, 0) + said, [], False)
 
     def _readable(self) -> None:
         for _ in range(PACKETS_A_TURN):

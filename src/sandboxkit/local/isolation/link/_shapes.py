@@ -6,7 +6,7 @@ Whoever asks for an operation below a root takes its fields by number: what has 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from sandboxkit.local.agent import _codec as wire
@@ -16,6 +16,11 @@ _PART: Final = re.compile(rb"\.sandboxkit-[0-9a-f]{1,64}\.part")
 _COUNT: Final = re.compile(rb"[0-9]{1,20}")
 _LONGEST_VERSION: Final = 128
 _ENTRY: Final = 10
+MOST_MODE: Final = 0xFFFF
+MOST_SIZE: Final = (1 << 63) - 1
+"""What the kernel has. Python raises for a larger mode, and clients for a larger size."""
+_MOST: Final = {2: MOST_MODE, 3: MOST_SIZE, 4: 0xFFFFFFFF, 5: 0xFFFFFFFF, 6: 10**wire.LONGEST_NUMBER - 1}
+"""An entry's mode, size, user, group and time, by its column."""
 _NOTHING: Final = frozenset({"write", "append", "commit", "discard", "rename", "remove", "copy"})
 _FLAG: Final = frozenset({"exists", "make_dir"})
 
@@ -61,18 +66,20 @@ def _is_size_and_version(fields: Sequence[bytes]) -> bool:
 def _entries(fields: list[bytes]) -> None:
     """By columns, since there may be very many."""
     _must(len(fields) % _ENTRY == 0, "entries that are cut off")
-    for column in (2, 3, 4, 5, 6):
+    for column, most in _MOST.items():
         values = fields[column::_ENTRY]
         if column == 6:  # a time may lie before 1970
             values = [value.removeprefix(b"-") for value in values]
-        _must(
-            all(value.isdigit() and len(value) <= wire.LONGEST_NUMBER for value in values),
-            "an entry's number that is none",
-        )
-    _must(
-        all(not value or (value.isdigit() and len(value) <= 20) for value in fields[8::_ENTRY]), "a mode of no number"
-    )
+        _must(_are_within(values, most), "an entry's number that is none")
+    _must(_are_within(filter(None, fields[8::_ENTRY]), MOST_MODE), "a mode of no number")
     _must(all(value == b"0" for value in fields[9::_ENTRY]), "attributes that nobody asked for")
+
+
+def _are_within(values: Iterable[bytes], most: int) -> bool:
+    digits = len(str(most))
+    return all(
+        value.isdigit() and (len(value) < digits or (len(value) == digits and int(value) <= most)) for value in values
+    )
 
 
 def _must(holds: bool, what: str) -> None:

@@ -124,23 +124,46 @@ def is_ending(pid: int) -> bool:
         return True
 
 
+def tasks_of(pid: int) -> list[str]:
+    """The threads of a process; none when it is gone."""
+    try:
+        return os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return []
+
+
 def resident(pid: int) -> int:
     """Resident bytes of a process that are its own (not shared files'); 0 when it is gone."""
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            fields = file.read().split()
-    except OSError:
-        return 0
-    return (int(fields[1]) - int(fields[2])) * PAGE if len(fields) > 2 else 0
+    _, (_, pages, others) = _memory(pid)
+    return (pages - others) * PAGE
 
 
 def shared(pid: int) -> int:
     """Resident bytes of a process that others may have, too: files' and shared memory's; 0 when it is gone."""
+    return _memory(pid)[1][2] * PAGE
+
+
+def _memory(pid: int) -> tuple[str, tuple[int, int, int]]:
+    """Where a process's memory is shown, and its pages: of addresses, resident, and of those shared. A first thread
+    that has ended before the others shows none; what they have is theirs together, and any of them shows it."""
+    place = f"/proc/{pid}"
+    pages = _pages(place)
+    if not pages[0]:
+        for task in tasks_of(pid):
+            place = f"/proc/{pid}/task/{task}"
+            pages = _pages(place)
+            if pages[0]:
+                break
+    return place, pages
+
+
+def _pages(place: str) -> tuple[int, int, int]:
     try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            return int(file.read().split()[2]) * PAGE
+        with open(f"{place}/statm", "rb") as file:
+            fields = file.read().split()
+        return int(fields[0]), int(fields[1]), int(fields[2])
     except (OSError, IndexError):
-        return 0
+        return 0, 0, 0
 
 
 def shared_memory(pid: int) -> int:
@@ -149,7 +172,7 @@ def shared_memory(pid: int) -> int:
     found = 0
     counts = False
     try:
-        with open(f"/proc/{pid}/smaps", "rb") as file:
+        with open(f"{_memory(pid)[0]}/smaps", "rb") as file:
             for line in file:
                 fields = line.split()
                 # The first line of a mapping: addresses, rights, offset, device, inode, name.

@@ -10,12 +10,11 @@ moves. All of a box's processes are below its init (orphans become init's childr
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sandboxkit.local.isolation.processes._processes import is_within, place_of, signal_within
+from sandboxkit.local.isolation.processes._processes import is_within, place_of, signal_within, tasks_of
 
 AT_REST = frozenset(b"TtZX")
 
@@ -92,7 +91,7 @@ def _tree(roots: Iterable[int]) -> list[_Seen]:
 def _look(pid: int) -> _Seen | None:
     started = 0
     is_at_rest = True
-    for task in _tasks(pid):
+    for task in tasks_of(pid):
         try:
             with open(f"/proc/{pid}/task/{task}/stat", "rb") as file:
                 fields = file.read().rpartition(b")")[2].split()
@@ -106,14 +105,7 @@ def _look(pid: int) -> _Seen | None:
 
 def _children(pid: int) -> list[int]:
     found: list[int] = []
-    for task in _tasks(pid):
+    for task in tasks_of(pid):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{task}/children", "rb") as file:
             found += map(int, file.read().split())
     return found
-
-
-def _tasks(pid: int) -> list[str]:
-    try:
-        return os.listdir(f"/proc/{pid}/task")
-    except OSError:
-        return []

@@ -14,6 +14,7 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -29,7 +30,7 @@ from sandboxkit.local.isolation._base import AGENT_PYTHON, BASE_PATH, ENV_PYTHON
 from sandboxkit.local.isolation._waiting import until_readable
 from sandboxkit.local.isolation.zygote import _entered
 from sandboxkit.local.isolation.zygote._strays import end_strays
-from sandboxkit.local.isolation.zygote._warden_link import Warden, WardenLost, pid_of
+from sandboxkit.local.isolation.zygote._warden_link import Warden, WardenHindered, WardenLost, pid_of
 
 LOADED_WITHIN = 30.0
 ENTERED_WITHIN = 10.0
@@ -112,6 +113,9 @@ class Nursery:
                     self.warden, self._zygote = await Warden.start(self._warden_lost), None
                 if self._zygote is None or self._zygote.is_lost:
                     await self._start_zygote(self.warden)
+            except WardenHindered as error:
+                self._vain_starts -= 1
+                raise EntryFailed(str(error)) from error
             except (WardenLost, EngineUnavailable, OSError, TimeoutError) as error:
                 why = f"it could not be started: {str(error) or type(error).__name__}"
                 # A warden that was killed meanwhile says nothing about the next one.
@@ -140,11 +144,11 @@ class Nursery:
             with theirs:
                 ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
                 zygote.ask(pack([box_filter]), (agent, theirs.fileno(), *cgroups))
-        except BaseException as error:
+        except OSError as error:
             ours.close()
-            if isinstance(error, EntryFailed):
+            if error.errno != errno.ETOOMANYREFS:  # see WardenHindered
                 self._lose(zygote)
-            raise
+            raise EntryFailed(f"the zygote takes no requests: {error.strerror}") from error
         return ours
 
     async def enter(self, begun: socket.socket, init: int) -> int:
@@ -199,6 +203,7 @@ class Nursery:
         """Use it no more: agents are started by exec from now on."""
         if not self.given_up:
             self.given_up = why
+            self.rest()
             log(logging.WARNING, "zygote.given_up", reason=why)
 
     def rest(self) -> None:
@@ -223,7 +228,7 @@ class Nursery:
             try:
                 self._zygote = await _Zygote.start(warden, init, self._filter, self._has_kernel, self._without)
             except WardenLost as error:
-                if not self._has_kernel:
+                if not self._has_kernel or isinstance(error, WardenHindered):
                     raise
                 # Its interpreter cannot be loaded so; that it works by exec is none of our business here.
                 log(logging.WARNING, "zygote.without_kernel", reason=str(error))
@@ -294,13 +299,10 @@ class _Zygote:
             os.close(errors)
 
     def ask(self, payload: bytes, fds: Sequence[int]) -> None:
-        """Send a request. EntryFailed where it takes none."""
+        """Send a request. OSError where it takes none."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-        try:
-            # Its buffer holds more requests than boxes are made at a time; a zygote that is so far behind is of no use.
-            self._control.sendmsg([payload], rights)
-        except OSError as error:
-            raise EntryFailed(f"the zygote takes no requests: {error.strerror}") from error
+        # Its buffer holds more requests than boxes are made at a time; a zygote that is so far behind is of no use.
+        self._control.sendmsg([payload], rights)
 
     def _ended(self) -> None:
         log(logging.WARNING, "zygote.ended", pid=self.pid)

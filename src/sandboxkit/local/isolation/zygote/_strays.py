@@ -11,13 +11,16 @@ from sandboxkit.local.isolation.zygote._warden_link import pid_of
 
 
 def end_strays(view: int, *, zygote: int) -> int:
-    """Kill all processes that see the files of a view and are in no box, but for the zygote; returns how many.
+    """Kill all processes that see the files of a view and are in no box, but for the zygote; returns how many. OSError
+    where the view has ended.
 
     Args:
         view: a pidfd of the first process of the box that the zygote's view was taken from.
         zygote: its number, 0 where it has ended.
     """
     files, inside = _files_of(pid_of(view)), place_of(view)
+    if not files or not inside:
+        raise ProcessLookupError("the view has ended")
     ended = 0
     for pid in all_pids():
         if pid == zygote or _files_of(pid) != files:

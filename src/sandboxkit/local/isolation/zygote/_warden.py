@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import gc
 import json
 import os
@@ -69,8 +70,10 @@ def main() -> None:
         os._exit(0)
     die_with_parent()
     must(_libc.mount(b"proc", b"/proc", b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None), "mounting /proc")
+    # The number that it was given is one that comes through an exec: it would be open in each box's first process.
+    keep = fcntl.fcntl(control, fcntl.F_DUPFD_CLOEXEC, PASSED_BELOW)
+    os.close(control)
     null = os.open("/dev/null", os.O_RDWR)
-    keep = os.dup2(control, PASSED_BELOW + 1, False)
     # The numbers that programs find their descriptors under are taken, so that none of ours ever has one of them.
     for number in (0, 1, *range(3, PASSED_BELOW)):
         if number != null:
@@ -97,7 +100,10 @@ class Warden:
         # In a fork, each page that is written to is copied; a collection would write to all of them.
         gc.freeze()
         gc.disable()
-        self.control.send(b"ready")
+        # The engine has to let go of this process where the outer half has ended before it.
+        oneself = os.pidfd_open(os.getpid())
+        self.send(b"ready", oneself)
+        os.close(oneself)
         poll = select.poll()
         poll.register(self.control, select.POLLIN)
         poll.register(self.wakes, select.POLLIN)
@@ -116,19 +122,25 @@ class Warden:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 continue
 
+    def send(self, said: bytes, pidfd: int) -> None:
+        """Say something, and give a descriptor with it."""
+        self.control.sendmsg([said], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", pidfd))])
+
     def answer(self) -> None:
         """Carry out one request."""
         data, rights, _, _ = self.control.recvmsg(MAX_REQUEST, socket.CMSG_SPACE(4 * MAX_FDS), socket.MSG_CMSG_CLOEXEC)
         if not data:
             os._exit(0)
         fds = [fd for _, _, raw in rights for fd in struct.unpack(f"{len(raw) // 4}i", raw[: len(raw) // 4 * 4])]
-        pidfd = -1
+        pid = pidfd = -1
         try:
             request = json.loads(data)
             pid = zygote(request, fds) if request["do"] == "zygote" else box(request, fds)
             pidfd = os.pidfd_open(pid)
-            self.control.sendmsg([b"pid"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", pidfd))])
+            self.send(b"pid", pidfd)
         except OSError as error:
+            if pid > 0:  # nobody would know of it
+                os.kill(pid, signal.SIGKILL)
             self.control.send(str(error).encode()[:1000])
         finally:
             for fd in (*fds, pidfd):

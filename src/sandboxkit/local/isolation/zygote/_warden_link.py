@@ -5,10 +5,12 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import re
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +21,8 @@ from pathlib import Path
 from sandboxkit.local.agent._entry import LIMITS
 from sandboxkit.local.isolation import _argv
 from sandboxkit.local.isolation._base import UID
-from sandboxkit.local.isolation._waiting import until_readable
+from sandboxkit.local.isolation._waiting import uncancelled, until_readable
+from sandboxkit.local.isolation.link._port import close_all
 
 PROGRAM = Path(__file__).with_name("_warden.py")
 READY_WITHIN = 20.0
@@ -31,17 +34,28 @@ class WardenLost(Exception):
     """The warden is gone, or could not do what was asked of it."""
 
 
+class WardenHindered(WardenLost):
+    """The kernel passes it no descriptors: those that programs have on their way are counted for all boxes together,
+    and one box has too many. That says nothing about the warden."""
+
+
 class Warden:
     """One running warden. `on_lost` is called once, when it has ended without being told to."""
 
     def __init__(self, control: socket.socket, process: subprocess.Popen[bytes], on_lost: Callable[[], None]) -> None:
         self._control = control
         self._process = process
+        """Its outer half."""
+        self._inner = -1
+        """A pidfd of the warden proper: ours to let go of, where the outer half has ended before it."""
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._answers: deque[asyncio.Future[int]] = deque()
+        self._places: deque[int] = deque()
+        """A descriptor for each answer, whose number it can have: what was made, and nobody could be told of, would
+        stay for ever."""
         self.is_lost = False
-        self._loop.add_reader(control, self._readable)
+        self._ending: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(cls, on_lost: Callable[[], None]) -> Warden:
@@ -62,20 +76,22 @@ class Warden:
             raise
         finally:
             theirs.close()
+        warden = cls(ours, process, on_lost)
         try:
             async with asyncio.timeout(READY_WITHIN):
                 await until_readable(ours.fileno())
-            if ours.recv(64) != b"ready":
-                raise WardenLost("the warden ended at its start")
+            said, fds = warden._receive()
+            if said != b"ready" or not fds:
+                raise WardenLost("the warden ended at its start, or there is no descriptor left for it")
+            warden._inner = fds[0]
         except BaseException as error:
-            ours.close()
-            process.kill()
-            process.wait()
+            await warden.aclose()
             if isinstance(error, TimeoutError):
                 raise WardenLost("the warden did not start in time") from None
             raise
         ours.setblocking(False)
-        return cls(ours, process, on_lost)
+        warden._loop.add_reader(ours, warden._readable)
+        return warden
 
     @property
     def has_ended(self) -> bool:
@@ -104,54 +120,70 @@ class Warden:
         if self.is_lost:
             raise WardenLost("the warden is gone")
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+        place = os.dup(self._control.fileno())
         try:
             self._control.sendmsg([json.dumps(request).encode()], rights)
         except OSError as error:
-            raise WardenLost(f"the warden takes no requests: {error.strerror}") from error
+            os.close(place)
+            kind = WardenHindered if error.errno == errno.ETOOMANYREFS else WardenLost
+            raise kind(f"the warden takes no requests: {error.strerror}") from error
         answer: asyncio.Future[int] = self._loop.create_future()
         self._answers.append(answer)
+        self._places.append(place)
         try:
             return await asyncio.shield(answer)
         except asyncio.CancelledError:
             answer.add_done_callback(_close_what_came)
             raise
 
+    def _receive(self) -> tuple[bytes, array.array[int]]:
+        """What it says, and the descriptors that came with it. Nothing where it has ended."""
+        fds = array.array("i")
+        data, rights, _, _ = self._control.recvmsg(4096, socket.CMSG_SPACE(fds.itemsize), socket.MSG_CMSG_CLOEXEC)
+        for _, _, raw in rights:
+            fds.frombytes(raw)
+        return data, fds
+
     def _readable(self) -> None:
+        if self._places:
+            os.close(self._places.popleft())
         try:
-            data, rights, _, _ = self._control.recvmsg(4096, socket.CMSG_SPACE(16), socket.MSG_CMSG_CLOEXEC)
+            data, fds = self._receive()
         except BlockingIOError:
             return
         except OSError:
-            data, rights = b"", []
+            data, fds = b"", array.array("i")
         if not data:
             self._gone()
             return
-        fds = array.array("i")
-        for _, _, raw in rights:
-            fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
         answer = self._answers.popleft()
-        if fds and not answer.done():
+        if fds:
             answer.set_result(fds[0])
-        elif not fds and not answer.done():
+        else:
             said = "there is no descriptor left" if data == b"pid" else data.decode("utf-8", "replace")
             answer.set_exception(WardenLost(said))
             answer.exception()
 
     def _gone(self) -> None:
-        if not self.is_lost:
-            self.is_lost = True
-            self._loop.remove_reader(self._control)
-            for answer in self._answers:
-                if not answer.done():
-                    answer.set_exception(WardenLost("the warden is gone"))
-                    answer.exception()
-            self._on_lost()
+        self._begin_end()
+        self._on_lost()
 
-    async def aclose(self) -> None:
-        """End it, and with it all that is below it; returns when it is gone. Idempotent."""
+    def _begin_end(self) -> None:
+        """Expect nothing of it any more, and have all of it end."""
         self.is_lost = True
         self._loop.remove_reader(self._control)
         self._control.close()
+        for answer in self._answers:
+            answer.set_exception(WardenLost("the warden is gone"))
+            answer.exception()
+        self._answers.clear()
+        close_all(self._places)
+        self._places.clear()
+        self._ending = self._loop.create_task(self._finish(), name="end of a warden")
+
+    async def _finish(self) -> None:
+        """Wait until both halves are gone, and nothing is left of them. The outer half ends after the inner one, but
+        where somebody has killed it."""
         if self._process.returncode is None:
             with contextlib.suppress(OSError):
                 pidfd = os.pidfd_open(self._process.pid)
@@ -164,6 +196,22 @@ class Warden:
                 finally:
                     os.close(pidfd)
             self._process.wait()
+        if self._inner >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._inner, signal.SIGKILL)
+            await until_readable(self._inner)
+            # Ours since its parent is gone (the engine is a subreaper), unless that took it first.
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PIDFD, self._inner, os.WEXITED)  # noqa: ASYNC222 (its pidfd has said that it ended)
+            os.close(self._inner)
+            self._inner = -1
+
+    async def aclose(self) -> None:
+        """End it, and with it all that is below it; returns when it is gone. Idempotent."""
+        if self._ending is None:
+            self._begin_end()
+        assert self._ending is not None
+        await uncancelled(self._ending)
 
 
 def _limits() -> list[tuple[int, int]]:
