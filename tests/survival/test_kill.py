@@ -18,8 +18,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 BUSY = "(while :; do :; done & (setsid sleep 1000 &); exec setsid sleep 1000) >/dev/null 2>&1 </dev/null &"
 if os.environ["SANDBOXKIT_ISOLATION"] == "gvisor":
-    # Its programs are no processes of the host, so that a session of their own hides nothing; and in Debian 12's version
-    # setsid stops the whole sandbox now and then (docs/how-to/run-on-gvisor.md).
+    # Its programs are no processes of the host, so that a session of their own hides nothing; and in the version of
+    # Debian 12 setsid stops the whole sandbox now and then (docs/how-to/run-on-gvisor.md).
     BUSY = "(while :; do :; done & exec sleep 1000) >/dev/null 2>&1 </dev/null &"
 
 Victims = Callable[[Any], list[int]]
