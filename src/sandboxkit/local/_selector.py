@@ -66,5 +66,9 @@ class Selector(selectors.BaseSelector):
         """All that are waited for, by descriptor."""
         return self._keys
 
+    def get_key(self, fileobj: Any) -> selectors.SelectorKey:
+        """What one is waited for with. KeyError where it is not. asyncio asks before each change."""
+        return self._of(fileobj).get_key(fileobj)
+
     def _of(self, fileobj: Any) -> selectors.EpollSelector | selectors.PollSelector:
         return self._poll if self._polled and fileobj in self._poll.get_map() else self._epoll
