@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from sandboxkit.errors import IsolationUnavailable
+from sandboxkit.local._selector import Selector
 from sandboxkit.local.isolation import BubblewrapIsolation, GvisorIsolation, enter, find_runsc, release
 
 UNAVAILABLE = 77
@@ -50,7 +51,8 @@ def main() -> None:
             finally:
                 await isolation.aclose()
 
-        result = asyncio.run(run())
+        with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(Selector())) as runner:  # as the engine
+            result = runner.run(run())
         mounts = Path("/proc/self/mountinfo").read_text()
         assert f"{namespace.runtime}/boxes/" not in mounts, "a box's mount is left"
         assert not list((namespace.runtime / "boxes").iterdir()), "a box's directory is left"

@@ -26,6 +26,18 @@ os.write(never, os.urandom(4 << 20))
 print("written", flush=True)
 time.sleep(60)
 """
+BEHIND_ITS_FIRST_THREAD = """
+import ctypes, os, threading, time
+def hold():
+    file = open("gone", "wb", buffering=0)
+    os.unlink("gone")
+    file.write(os.urandom(4 << 20))
+    time.sleep(0.2)
+    print("written", flush=True)
+    time.sleep(60)
+threading.Thread(target=hold).start()
+ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[os.uname().machine], 0)
+"""
 
 
 async def hide(isolation: Any) -> Any:
@@ -50,13 +62,14 @@ async def hide(isolation: Any) -> Any:
         done = await python(box, LONG_PATH)
         assert done.status.code == 0, done.output
         seen.append(written_below(working, most_entries=1000)[0])
-        read, write = os.pipe()
-        await box.agent.spawn(["python3", "-I", "-c", NAMELESS], envs=ENVIRONMENT, cwd=HOME, fds={1: write, 2: write})
-        os.close(write)
-        said = await asyncio.to_thread(os.read, read, 1000)
-        os.close(read)
-        assert said == b"written\n", said
-        seen.append(nameless_bytes(box.init_pid))
+        for code in (NAMELESS, BEHIND_ITS_FIRST_THREAD):
+            read, write = os.pipe()
+            await box.agent.spawn(["python3", "-I", "-c", code], envs=ENVIRONMENT, cwd=HOME, fds={1: write, 2: write})
+            os.close(write)
+            said = await asyncio.to_thread(os.read, read, 1000)
+            os.close(read)
+            assert said == b"written\n", said
+            seen.append(nameless_bytes(box.init_pid))
     finally:
         await box.kill()
         shutil.rmtree(working, ignore_errors=True)
@@ -65,8 +78,10 @@ async def hide(isolation: Any) -> Any:
 
 @pytest.mark.parametrize("ordinary", [False, True], ids=["as-started", "as-ordinary-user"])
 def test_what_is_hidden_counts(box_runner: Any, ordinary: bool) -> None:
-    """Files past PATH_MAX, files that were unlinked while they are open, and those that never had a name."""
-    first, deep, nameless = box_runner(hide, as_ordinary_user=ordinary)
+    """Files past PATH_MAX, files that were unlinked while they are open, those that never had a name, and those of a
+    process whose first thread has ended."""
+    first, deep, nameless, more = box_runner(hide, as_ordinary_user=ordinary)
     assert first < 1 << 20
     assert 4 << 20 <= deep < 5 << 20
     assert 8 << 20 <= nameless < 9 << 20
+    assert 12 << 20 <= more < 13 << 20

@@ -292,6 +292,72 @@ def test_descriptors_on_their_way(box_runner: Any, ordinary: bool) -> None:
     assert got["entered"]
 
 
+WATCHED = """
+import os, select, time
+def fill():
+    watched = [os.eventfd(0) for _ in range(1900)]
+    watching = []
+    while len(watching) < 1900:
+        watching.append(select.epoll())
+        for one in watched:
+            watching[-1].register(one, 0)
+for n in range(12):
+    if os.fork() == 0:
+        try:
+            fill()
+        except OSError as error:
+            print(error.errno, flush=True)
+        time.sleep(1000)
+time.sleep(1000)
+"""
+
+
+async def watch_everything(isolation: Any) -> Any:
+    """Have one box take all the room that epoll has for its user's descriptors, and see what the engine still can."""
+    import asyncio
+    import os
+
+    from box_tools import ENVIRONMENT, run, small
+
+    from sandboxkit.errors import EngineUnavailable
+    from sandboxkit.local.isolation import AgentError
+
+    greedy, other = await isolation.create(small("greedy", memory=4 << 30)), await isolation.create(small("other"))
+    read, write = os.pipe()
+    await greedy.agent.spawn(["python3", "-I", "-c", WATCHED], envs=ENVIRONMENT, cwd="/", fds={1: write})
+    os.close(write)
+    async with asyncio.timeout(40):
+        said = await asyncio.to_thread(os.read, read, 100)
+    os.close(read)
+    await other.agent.ping()
+    during = []
+    for _ in range(3):
+        try:
+            during.append((await run(other, ["echo", "fine"])).output)
+        except AgentError as error:
+            during.append(str(error.errno))
+    try:
+        await (await isolation.create(small("new"))).kill()
+    except EngineUnavailable:
+        during.append("28")
+    await other.agent.ping()
+    await greedy.kill()
+    return {"said": said.decode(), "during": during, "after": (await run(other, ["echo", "fine"])).output}
+
+
+@pytest.mark.full
+def test_what_epoll_has_room_for(box_runner: Any) -> None:
+    """The kernel counts what all epolls of a user watch together, and a gigabyte of it is enough: the engine hears of
+    everything all the same, and ends the box; programs in another one get an error meanwhile, or do not notice."""
+    with open("/proc/sys/fs/epoll/max_user_watches") as file:
+        if int(file.read()) > 12 * 1900 * 1900:
+            pytest.skip("this machine has so much memory that the room is not filled")
+    got = box_runner(watch_everything)
+    assert got["said"].startswith("28\n")
+    assert set(got["during"]) <= {"fine\n", "28"}
+    assert got["after"] == "fine\n"
+
+
 async def tell_limits(isolation: Any) -> Any:
     """What the box says of itself, and what its programs find."""
     from box_tools import python, small

@@ -32,6 +32,7 @@ from sandboxkit.local._config import EngineConfig, cache_home, engine_uid, state
 from sandboxkit.local._descriptors import limit, means_exhausted, raise_limit
 from sandboxkit.local._env_file import EnvFile
 from sandboxkit.local._log import log
+from sandboxkit.local._selector import Selector
 from sandboxkit.local.control._builds import Builds
 from sandboxkit.local.control._parts import Services, WayOut
 from sandboxkit.local.control._recipes import Recipes
@@ -128,7 +129,8 @@ def serve(config: EngineConfig, *, on_ready: OnReady | None = None, parent_pipe:
             store=store,
         )
         try:
-            asyncio.run(_run_until_told(engine, ready, parent_pipe))
+            with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(Selector())) as runner:
+                runner.run(_run_until_told(engine, ready, parent_pipe))
         finally:
             templates.close()
             kept.close()

@@ -73,7 +73,7 @@ class Agent:
         self.pids: dict[int, int] = {}
         """pid -> the process group that it was started in"""
         self.unwatched: dict[int, int] = {}
-        """pid -> request, where the kernel has no pidfds"""
+        """pid -> request, where this is the first process, which has to take all that end"""
         self.signalled = -1
         self.files = _handles.Handles()
         self.dials: dict[int, tuple[_socket.socket, int]] = {}
@@ -282,14 +282,8 @@ class Agent:
                     os.close(fd)
 
     def watch_child(self, pid: int, request: int) -> None:
-        """Have the end of a child reported, by a pidfd, or by SIGCHLD where the kernel has none or orphans are ours."""
-        try:
-            watch = -1 if os.getpid() == 1 else os.pidfd_open(pid)
-        except OSError as error:
-            if error.errno != errno.ENOSYS:
-                raise
-            watch = -1
-        if watch < 0:
+        """Have the end of a child reported, by a pidfd, or by SIGCHLD where orphans are ours, too."""
+        if os.getpid() == 1:
             self.unwatched[pid] = request
             if self.signalled < 0:
                 self.signalled, told = os.pipe()
@@ -300,8 +294,13 @@ class Agent:
                 self.poll.register(self.signalled, select.EPOLLIN)
                 os.write(told, b"0")  # it may have ended before
             return
+        watch = os.pidfd_open(pid)
+        try:
+            self.poll.register(watch, select.EPOLLIN)
+        except OSError:
+            os.close(watch)
+            raise
         self.children[watch] = (pid, request)
-        self.poll.register(watch, select.EPOLLIN)
 
     def give_up(self, pid: int) -> None:
         """End a child that the engine cannot be told of."""
@@ -365,8 +364,8 @@ class Agent:
         if code not in (0, errno.EINPROGRESS):
             sock.close()
             raise _files.fail(code, b"%s:%d" % (host, port))
-        self.dials[sock.fileno()] = (sock, request)
         self.poll.register(sock.fileno(), select.EPOLLOUT)
+        self.dials[sock.fileno()] = (sock, request)
 
     def dialled(self, fd: int) -> None:
         """Report how a connection attempt went."""
@@ -404,8 +403,8 @@ class Agent:
         sock = self.listeners.get(port)
         if sock is None or sock.fileno() in self.accepts:
             raise _files.fail(errno.EINVAL, b"%d" % port)
-        self.accepts[sock.fileno()] = (sock, request)
         self.poll.register(sock.fileno(), select.EPOLLIN)
+        self.accepts[sock.fileno()] = (sock, request)
 
     def accepted(self, fd: int) -> None:
         """Pass the connection on."""

@@ -102,17 +102,25 @@ def processes_of(init: int) -> list[int]:
 
 def nameless_bytes(init: int, *, device: int | None = None) -> int:
     """Bytes of the regular files without a name that a box's processes have open, all or those on one file system;
-    walking a directory finds none of them. Not seen are those of a process that cannot be dumped, and what is only
-    mapped or under way in a socket. Blocks."""
+    walking a directory finds none of them. Not seen are those of a process that cannot be dumped and of a thread
+    that has a table of its own, and what is only mapped or under way in a socket. Blocks."""
     found: dict[tuple[int, int], int] = {}
     for pid in processes_of(init):
-        with contextlib.suppress(OSError):  # it is gone
-            for name in os.listdir(f"/proc/{pid}/fd"):
-                with contextlib.suppress(OSError):
-                    info = os.stat(f"/proc/{pid}/fd/{name}")
-                    if stat.S_ISREG(info.st_mode) and info.st_nlink == 0 and device in (None, info.st_dev):
-                        found[info.st_dev, info.st_ino] = info.st_blocks * 512
+        for place in _open_files(pid):
+            with contextlib.suppress(OSError):
+                info = os.stat(place)
+                if stat.S_ISREG(info.st_mode) and info.st_nlink == 0 and device in (None, info.st_dev):
+                    found[info.st_dev, info.st_ino] = info.st_blocks * 512
     return sum(found.values())
+
+
+def _open_files(pid: int) -> list[str]:
+    """Where the files that a process has open are shown: by the first of its threads that has not ended."""
+    for place in (f"/proc/{pid}", *(f"/proc/{pid}/task/{task}" for task in tasks_of(pid))):
+        with contextlib.suppress(OSError):
+            if names := os.listdir(f"{place}/fd"):
+                return [f"{place}/fd/{name}" for name in names]
+    return []
 
 
 def is_ending(pid: int) -> bool:
