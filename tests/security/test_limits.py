@@ -34,7 +34,8 @@ try:
         if len(held) == 200:
             break
 except MemoryError:
-    print('MemoryError', len(held) * 8, flush=True)
+    held = len(held) * 8  # what follows needs some
+    print('MemoryError', held, flush=True)
     raise SystemExit(3)
 print('no limit', flush=True)
 """
