@@ -97,6 +97,13 @@ FACES = (
                     self._twin = raw, _sync_twin(raw)
                 return self._twin[1]
             """,
+            "close": """
+                try:
+                    self._portal.call(self._async.close)
+                except BaseException:  # Ctrl-C, perhaps before the call had begun: the hold is given back all the same
+                    self._portal.start(self._async.close, lambda _: None)
+                    raise
+            """,
             "run": """
                 call: _portal.Call[Any] = _portal.Call(self._portal)
                 return with_app(call(self._async.run, {call}), partial(App, self._portal))

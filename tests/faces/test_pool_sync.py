@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sandboxkit import Fragment, SafeFS, SandboxPool, Session, errors
+from sandboxkit import Fragment, SafeFS, SandboxPool, Session, _portal, errors
 from sandboxkit.testing import FakeProvider, FakeSandbox
 
 
@@ -239,3 +239,17 @@ def test_the_fakes_object_is_given_as_it_is(pool: SandboxPool) -> None:
     """`session.sandbox` is the provider's own object; on the fake that is the fake's."""
     with pool.session("a") as session:
         assert isinstance(session.sandbox, FakeSandbox)
+
+
+def test_an_interrupted_close_gives_the_hold_back(pool: SandboxPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C before the call of close() has begun: it goes on, and the session is not held for ever."""
+    session = pool.session("a")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(_portal.Portal, "call", interrupted)  # a signal cannot be sent to that very moment
+        session.close()
+    pool.wait_ready()  # behind the close that goes on
+    assert (pool.stats()["in_use"], pool.stats()["idle"]) == (0, 1)
