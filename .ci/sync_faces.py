@@ -122,6 +122,8 @@ FACES = (
         wrapped=False,
         init="""
             self._portal = _portal.current()
+            on_event = _portal.contained(on_event, "on_event")
+            on_give_up = _portal.contained(on_give_up, "on_give_up")
 
             async def make() -> AsyncSandboxPool:
                 return self._kind({all})

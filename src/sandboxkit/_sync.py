@@ -926,6 +926,8 @@ class SandboxPool:
         name: str | None = None,
     ) -> None:
         self._portal = _portal.current()
+        on_event = _portal.contained(on_event, "on_event")
+        on_give_up = _portal.contained(on_give_up, "on_give_up")
 
         async def make() -> AsyncSandboxPool:
             return self._kind(

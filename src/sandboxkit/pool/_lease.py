@@ -74,6 +74,7 @@ class Lease:
         """Do something in the sandbox, which lives for `work` seconds at least. If it turns out to be gone, the pool
         learns it."""
         self.check()
+        self.shell.home.check_loop()
         core = self.core
         core.uses += 1
         try:
