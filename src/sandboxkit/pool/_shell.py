@@ -241,6 +241,8 @@ class Shell:
                     core = self.workers.let_go(slot)
                     core.gone = "detached"
                     core.tell("sandbox.let_go")
+                    assert self._tasks is not None, "only an open pool has slots"
+                    self._tasks.start_soon(self.workers.store.clear, core.row, core.generation)
                 case Renew(slot):
                     assert self._tasks is not None, "only an open pool has slots"
                     self._tasks.start_soon(self.life.renew_warm, self.workers.cores[slot])
