@@ -167,8 +167,9 @@ FACES = (
             (
                 "Open it with `async with`: its tasks live in the block that opened it, and are gone when the block is "
                 "left, with every sandbox killed. Where there is no block, "
-                "`AsyncExitStack.enter_async_context(pool)` is the way. `close()` may be called before the block's "
-                "end, from any task of the same event loop.",
+                "`AsyncExitStack.enter_async_context(pool)` is the way, in one task from its beginning to its end; the "
+                "cells of a notebook are several, and there `SandboxPool` is the way. `close()` may be called before "
+                "the block's end, from any task of the same event loop.",
                 "It is open once it is made. Use it with `with`: when the block is left, every sandbox is killed. "
                 "Where there is no block, `close()` does that, and the end of the interpreter at the latest. It may be "
                 "used from any thread, and where an event loop runs already (a notebook).",

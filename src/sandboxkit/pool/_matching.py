@@ -72,8 +72,9 @@ class Matching:
         """The warm slots beyond the targets, oldest first: those that the next callers get."""
         beyond: set[int] = set()
         for template, stock in self.stocks.items():
-            warm = [s.id for s in self.slots.values() if s.is_warm and s.spec.template == template]
-            beyond.update(sorted(warm)[: max(0, len(warm) - stock.target)])
+            if stock.surplus > 0:  # as of the last step; asked twice in each
+                warm = sorted(s.id for s in self.slots.values() if s.is_warm and s.spec.template == template)
+                beyond.update(warm[: max(0, len(warm) - stock.target)])
         return beyond
 
     @property
