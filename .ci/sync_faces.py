@@ -97,6 +97,13 @@ FACES = (
                     self._twin = raw, _sync_twin(raw)
                 return self._twin[1]
             """,
+            "close": """
+                try:
+                    self._portal.call(self._async.close)
+                except BaseException:  # Ctrl-C, perhaps before the call had begun: the hold is given back all the same
+                    self._portal.start(self._async.close, lambda _: None)
+                    raise
+            """,
             "run": """
                 call: _portal.Call[Any] = _portal.Call(self._portal)
                 return with_app(call(self._async.run, {call}), partial(App, self._portal))
@@ -115,6 +122,8 @@ FACES = (
         wrapped=False,
         init="""
             self._portal = _portal.current()
+            on_event = _portal.contained(on_event, "on_event")
+            on_give_up = _portal.contained(on_give_up, "on_give_up")
 
             async def make() -> AsyncSandboxPool:
                 return self._kind({all})
@@ -158,8 +167,9 @@ FACES = (
             (
                 "Open it with `async with`: its tasks live in the block that opened it, and are gone when the block is "
                 "left, with every sandbox killed. Where there is no block, "
-                "`AsyncExitStack.enter_async_context(pool)` is the way. `close()` may be called before the block's "
-                "end, from any task of the same event loop.",
+                "`AsyncExitStack.enter_async_context(pool)` is the way, in one task from its beginning to its end; the "
+                "cells of a notebook are several, and there `SandboxPool` is the way. `close()` may be called before "
+                "the block's end, from any task of the same event loop.",
                 "It is open once it is made. Use it with `with`: when the block is left, every sandbox is killed. "
                 "Where there is no block, `close()` does that, and the end of the interpreter at the latest. It may be "
                 "used from any thread, and where an event loop runs already (a notebook).",

@@ -234,6 +234,29 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_after_fork)
 
 
+def contained(func: Callable[[Any], object] | None, name: str) -> Callable[[Any], object] | None:
+    """The form of a listener that runs in the portal's own thread: `sys.exit()` there would end that thread, and every
+    pool of the process with it. It is an error like others, which whoever calls the listener logs.
+
+    Raises:
+        ConfigurationError: it is an async function, or none at all.
+    """
+    checked = listener(func, name=name)
+    if checked is None:
+        return None
+
+    def told(argument: Any) -> object:
+        try:
+            return checked(argument)
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise RuntimeError(
+                f"{name} raised {error!r} in a thread of sandboxkit's own, where that ends nothing. Tell your main "
+                "thread, by a queue or `signal.raise_signal` for instance."
+            ) from error
+
+    return told
+
+
 # -- from a thread ------------------------------------------------------------------------------------------------
 
 

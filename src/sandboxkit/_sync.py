@@ -810,7 +810,11 @@ class Session:
         The sandbox of a keyed session stays until its lifetime ends, for whoever opens the key again, or until its
         place is needed. An anonymous one is killed; this waits for it, and may be cancelled while the pool goes on.
         """
-        self._portal.call(self._async.close)
+        try:
+            self._portal.call(self._async.close)
+        except BaseException:  # Ctrl-C, perhaps before the call had begun: the hold is given back all the same
+            self._portal.start(self._async.close, lambda _: None)
+            raise
 
     def detach(self) -> SessionRef:
         """Take the sandbox out of the pool and leave it alive, for `pool.attach()` in this or another process.
@@ -922,6 +926,8 @@ class SandboxPool:
         name: str | None = None,
     ) -> None:
         self._portal = _portal.current()
+        on_event = _portal.contained(on_event, "on_event")
+        on_give_up = _portal.contained(on_give_up, "on_give_up")
 
         async def make() -> AsyncSandboxPool:
             return self._kind(

@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from sandboxkit._types import CommandResult, TimeoutPolicy
@@ -422,3 +423,13 @@ async def test_a_pool_is_opened_by_its_block_and_once(fake: FakeProvider) -> Non
     with pytest.raises(PoolError):
         await pool.__aenter__()
     assert fake.requests == []
+
+
+async def test_a_pool_is_refused_on_another_loop(fake: FakeProvider) -> None:
+    """A loop in another thread is told, before anything is touched; this one goes on."""
+    async with AsyncSandboxPool(endpoint=fake) as pool:
+        session = await pool.session("a")
+        for use in (session.run_code, lambda _: pool.session("a").open(), lambda _: pool.close()):
+            with pytest.raises(PoolError, match="another thread"):
+                await anyio.to_thread.run_sync(anyio.run, use, "1")
+        assert (await session.run_code("1")).text == "1"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from sandboxkit import Fragment, SafeFS, SandboxPool, Session, errors
-from sandboxkit.testing import FakeProvider, FakeSandbox
+from sandboxkit import Fragment, SafeFS, SandboxPool, Session, _portal, errors
+from sandboxkit.testing import FakeProvider, FakeSandbox, Fault
 
 
 @pytest.fixture
@@ -112,6 +113,25 @@ def test_an_async_listener_is_refused(fake: FakeProvider) -> None:
         pytest.raises(errors.ConfigurationError, match=r"on_event=.*listen.*async function"),
     ):
         session.run(fragment, on_event=listen)
+
+
+def test_a_listener_that_exits_ends_no_pool(caplog: pytest.LogCaptureFixture) -> None:
+    """sys.exit() in a listener, which runs in our thread, is logged as any other failure of one."""
+    fake, given_up = FakeProvider(), threading.Event()
+    fake.inject("create", Fault(error=errors.ProviderUnavailable("503"), times=2))
+
+    def leave(told: object) -> None:
+        if isinstance(told, Exception):
+            given_up.set()
+        sys.exit(3)
+
+    with SandboxPool(endpoint=fake, min_warm=1, give_up_after=0.01, on_give_up=leave, on_event=leave) as pool:
+        assert given_up.wait(20)
+        with pool.session("a") as session:
+            assert session.run_code("1").text == "1"
+    said = "\n".join(str(record.exc_info and record.exc_info[1]) for record in caplog.records)
+    assert "on_give_up raised SystemExit(3)" in said
+    assert "on_event raised SystemExit(3)" in said
 
 
 def test_a_background_command_calls_back(pool: SandboxPool) -> None:
@@ -239,3 +259,17 @@ def test_the_fakes_object_is_given_as_it_is(pool: SandboxPool) -> None:
     """`session.sandbox` is the provider's own object; on the fake that is the fake's."""
     with pool.session("a") as session:
         assert isinstance(session.sandbox, FakeSandbox)
+
+
+def test_an_interrupted_close_gives_the_hold_back(pool: SandboxPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C before the call of close() has begun: it goes on, and the session is not held for ever."""
+    session = pool.session("a")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(_portal.Portal, "call", interrupted)  # a signal cannot be sent to that very moment
+        session.close()
+    pool.wait_ready()  # behind the close that goes on
+    assert (pool.stats()["in_use"], pool.stats()["idle"]) == (0, 1)

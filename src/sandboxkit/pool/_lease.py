@@ -74,6 +74,7 @@ class Lease:
         """Do something in the sandbox, which lives for `work` seconds at least. If it turns out to be gone, the pool
         learns it."""
         self.check()
+        self.shell.home.check_loop()
         core = self.core
         core.uses += 1
         try:
@@ -138,8 +139,9 @@ class Lease:
         async with self._recovering:
             if self.core is not lost:
                 return True  # another use of this hold was first
-            # Its files are the session's, whichever hold of it meets the loss first.
-            recipe = Recipe(lost.files, lost.journal if self.shell.options.on_loss == "replay" else None)
+            # The files are the session's, whichever hold of it meets the loss first. The journal has them as they are
+            # by now, renamed and removed.
+            recipe = Recipe(replayed=lost.journal) if self.shell.options.on_loss == "replay" else Recipe(lost.files)
             request = Request(
                 key=self.request.key, spec=lost.spec, timeout=self.shell.options.acquire_timeout, recipe=recipe
             )

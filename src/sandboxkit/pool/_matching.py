@@ -72,8 +72,9 @@ class Matching:
         """The warm slots beyond the targets, oldest first: those that the next callers get."""
         beyond: set[int] = set()
         for template, stock in self.stocks.items():
-            warm = [s.id for s in self.slots.values() if s.is_warm and s.spec.template == template]
-            beyond.update(sorted(warm)[: max(0, len(warm) - stock.target)])
+            if stock.surplus > 0:  # as of the last step; asked twice in each
+                warm = sorted(s.id for s in self.slots.values() if s.is_warm and s.spec.template == template)
+                beyond.update(warm[: stock.surplus])
         return beyond
 
     @property
@@ -128,6 +129,7 @@ class Matching:
         wanting: dict[object, str | None] = {}
         ahead: Counter[str] = Counter()
         """Those who wait for a place of the whole pool, by template: once they have one, fewer may be of theirs."""
+        paced: list[Ticket] = []
         for ticket in self.queued:
             slot = self._bound_slot(ticket.key)
             if slot is not None and not ticket.is_met_by(slot):
@@ -145,16 +147,23 @@ class Matching:
             if slot is not None:
                 self._take(ticket, slot)
             elif not self._has_place(ticket.spec.template):
-                template = ticket.spec.template
-                if (who := ticket.id if ticket.key is None else ticket.key) not in wanting:
-                    capped = template in self.max_per_template and self._template_room(template) <= ahead[template]
-                    wanting[who] = template if capped else None
-                    ahead[template] += not capped
+                self._want(ticket, wanting, ahead)
             elif ticket.adopt is not None or self._pace.allows(self._creating(), now):
                 self._attach(ticket, self._reserve(ticket, now))
             else:
                 self._wait_for_pace(now)
+                paced.append(ticket)
+        for ticket in paced:  # one that the pace does not hold back may have had the place since
+            if not self._has_place(ticket.spec.template):
+                self._want(ticket, wanting, ahead)
         return wanting
+
+    def _want(self, ticket: Ticket, wanting: dict[object, str | None], ahead: Counter[str]) -> None:
+        template = ticket.spec.template
+        if (who := ticket.id if ticket.key is None else ticket.key) not in wanting:
+            capped = template in self.max_per_template and self._template_room(template) <= ahead[template]
+            wanting[who] = template if capped else None
+            ahead[template] += not capped
 
     def _wait_for_pace(self, now: float) -> None:
         if now < self._pace.free_at:  # else it waits for one under way to end
@@ -176,9 +185,8 @@ class Matching:
     def _make_room(self, wanting: dict[object, str | None]) -> None:
         wanted = Counter(wanting.values())
         for template in self.max_per_template:
-            if wanted[template] or self._template_room(template) < 0:  # the latter after a resize, as below
-                self._evict(template, wanted[template])
-        if wanted[None] or len(self.slots) > self.max_live:
+            self._evict(template, wanted[template])
+        if wanted[None] or len(self.slots) > self.max_live:  # the latter after a resize
             self._evict(None, wanted[None])
 
     def _evict(self, template: str | None, wanted: int) -> None:

@@ -49,7 +49,8 @@ class AsyncSandboxPool:
     """Sandboxes by session key: at most `max_live` of them, some of them warm, shared fairly, and none left behind.
 
     Open it with `async with`: its tasks live in the block that opened it, and are gone when the block is left, with
-    every sandbox killed. Where there is no block, `AsyncExitStack.enter_async_context(pool)` is the way. `close()`
+    every sandbox killed. Where there is no block, `AsyncExitStack.enter_async_context(pool)` is the way, in one task
+    from its beginning to its end; the cells of a notebook are several, and there `SandboxPool` is the way. `close()`
     may be called before the block's end, from any task of the same event loop.
 
     Args:

@@ -64,7 +64,9 @@ class Preparer:
 
     async def _write(self, core: Core, recipe: Recipe) -> None:
         files = dict(recipe.files)
+        core.journal.most_bytes += sum(map(len, files.values()))  # they are kept here in any case
         if recipe.replayed is not None:
+            core.journal.most_bytes = recipe.replayed.most_bytes
             for path in recipe.replayed.directories:
                 await core.sandbox.files.make_dir(path)
                 core.journal.made(path)

@@ -9,7 +9,6 @@ and either accepts it without another wait in between or gives it back.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -19,7 +18,6 @@ from anyio.abc import TaskGroup
 
 from sandboxkit._types import Source
 from sandboxkit.errors import (
-    ForkedProcess,
     PoolClosed,
     PoolError,
     PoolFull,
@@ -35,6 +33,7 @@ from sandboxkit.errors import (
 from sandboxkit.events import name_of
 from sandboxkit.pool._core import Core
 from sandboxkit.pool._emit import Teller
+from sandboxkit.pool._home import Home
 from sandboxkit.pool._life import Life
 from sandboxkit.pool._liveness import open_pools
 from sandboxkit.pool._moves import (
@@ -122,7 +121,7 @@ class Shell:
         self.upkeep = Upkeep(options, provider, self.policy, self.workers, self.counters, self.tell)
         self.left_over: tuple[str, ...] = ()
         self._owns_provider = owns_provider
-        self._pid = os.getpid()
+        self.home = Home(options.name)
         self._tasks: TaskGroup | None = None
         self._tickets = itertools.count(1)
         self._waiters: dict[int, _Waiter] = {}
@@ -150,19 +149,12 @@ class Shell:
         return there | {sandbox_id for sandbox_id in wanted if sandbox_id is not None}
 
     def check(self) -> None:
-        """Refuse a use in a forked child, where neither the loop nor its connections are.
-
-        Raises:
-            ForkedProcess: this process is not the one that made the pool.
-        """
-        if os.getpid() != self._pid:
-            raise ForkedProcess(
-                "This pool was made before os.fork() and cannot be used in the child. Start worker processes by "
-                "`spawn` or `forkserver`, and open a pool in each."
-            )
+        """Refuse a use in a forked child: ForkedProcess."""
+        self.home.check_process()
 
     async def run(self) -> None:
         """Live until `close()`, whoever calls it; nothing is left when this returns."""
+        self.home.settle()
         try:
             # A cancellation from outside does not reach in here: the owner's block ends by it, and closes. Were the
             # pool to end first, callers in that block would see PoolClosed instead of their cancellation.
@@ -212,6 +204,7 @@ class Shell:
                     with anyio.move_on_after(GRACE, shield=True):
                         await self.provider.aclose()
             return ()
+        self.home.check_loop()
         self.ask_to_close(limit)
         with anyio.move_on_after(limit + 2 * GRACE, shield=True):
             await self._over.wait()
@@ -248,6 +241,8 @@ class Shell:
                     core = self.workers.let_go(slot)
                     core.gone = "detached"
                     core.tell("sandbox.let_go")
+                    assert self._tasks is not None, "only an open pool has slots"
+                    self._tasks.start_soon(self.workers.store.clear, core.row, core.generation)
                 case Renew(slot):
                     assert self._tasks is not None, "only an open pool has slots"
                     self._tasks.start_soon(self.life.renew_warm, self.workers.cores[slot])
@@ -288,6 +283,7 @@ class Shell:
     async def open(self, request: Request) -> Hold:
         """Get a sandbox for a session and hold it."""
         self.check()
+        self.home.check_loop()
         if self._tasks is None and not self.policy.closing:
             raise PoolError(
                 f"Pool {self.options.name!r} is not open. Use `async with AsyncSandboxPool() as pool:` "

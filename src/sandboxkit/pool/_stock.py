@@ -34,6 +34,8 @@ class Stock:
     failed_at: float = float("-inf")
     wait_until: float | None = None
     period_ends_at: float | None = None
+    surplus: int = 0
+    """How many more than the target lay warm when last looked at."""
     least: int = 0
     """The smallest surplus of the period."""
 
@@ -66,6 +68,7 @@ class Stock:
 
     def watch(self, surplus: int, now: float, period: float | None) -> None:
         """Take in how many more than the target lie warm."""
+        self.surplus = surplus
         if period is None or surplus <= 0:
             self.period_ends_at = None
         elif self.period_ends_at is None:

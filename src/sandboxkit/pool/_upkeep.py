@@ -16,6 +16,7 @@ from sandboxkit.pool._moves import Report
 from sandboxkit.pool._options import PoolOptions
 from sandboxkit.pool._policy import PoolPolicy
 from sandboxkit.pool._reap import orphans
+from sandboxkit.pool._refusals import refusal
 from sandboxkit.pool._stats import Counters
 from sandboxkit.pool._workers import Workers
 from sandboxkit.provider._base import Provider
@@ -99,7 +100,7 @@ class Upkeep:
                 raise PoolClosed(f"Pool {self._options.name!r} is closed.")
             for template, stock in self._policy.stocks.items():
                 if stock.stage == "given_up":
-                    raise self._workers.last_failures[template]
+                    raise refusal("create_failed", self._options, self._policy, self._workers.last_failures[template])
             if self.stepped.is_set():  # else somebody waits for it already
                 self.stepped = anyio.Event()
             await self.stepped.wait()

@@ -23,6 +23,7 @@ from sandboxkit.errors import (
     NotFound,
     SafeFSError,
 )
+from sandboxkit.events import listener
 from sandboxkit.safefs import _transfer
 from sandboxkit.safefs._asked import HardLinks, Links, asked, files_of
 from sandboxkit.safefs._fileobj import AsyncSafeFile, Mode, mode_of
@@ -81,6 +82,7 @@ class AsyncSafeFS(Guard):
         mounts: Collection[AnyPath] = (),
         on_refused: Callable[[SafeFSError], object] | None = None,
     ) -> None:
+        listener(on_refused, name="on_refused")
         made = taken_up(sandbox)
         confined = confine(root, root)
         wanted = asked(confined, links=links, hard_links=hard_links, mounts=mounts)

@@ -122,6 +122,23 @@ async def test_a_key_has_one_sandbox_also_by_attaching() -> None:
 
 
 @BOTH
+async def test_what_is_let_go_of_leaves_nothing_behind(until: Until) -> None:
+    """A caller of attach() goes away before it has the sandbox: that lives on, and its session is bound to nothing."""
+    fake, told = FakeProvider(), list[str]()
+    orphan = await crashed(fake, name="web", owner="me")
+    fake.inject("connect", Fault(delay_reply=0.05))
+    async with AsyncSandboxPool(endpoint=fake, owner="me", on_event=lambda event: told.append(event.name)) as pool:
+        with anyio.move_on_after(0.01):
+            await pool.attach(orphan)
+        await until(lambda: "sandbox.let_go" in told)
+        await anyio.wait_all_tasks_blocked()
+        assert fake.live == {orphan}
+        assert (await pool._shell.workers.store.rows(), pool.stats()["live"]) == ((), 0)
+        async with pool.session("a") as session:
+            assert session.sandbox_id != orphan
+
+
+@BOTH
 async def test_no_two_pools_of_a_process_have_one_sandbox(until: Until) -> None:
     """Who comes second is told, also while the first still waits for a place; what was let go of may be had."""
     fake = FakeProvider()

@@ -115,6 +115,38 @@ async def test_a_whole_pool_cancelled_anywhere_leaves_nothing(min_warm: int) -> 
 
 @pytest.mark.anyio
 @pytest.mark.slow
+async def test_a_recovery_cancelled_anywhere_leaves_nothing() -> None:
+    """Wherever it is cancelled while a loss is made good, or while a command is waited for through a pause: the pool
+    has no more than the session's own sandbox, which nobody holds, and nothing is left behind it."""
+    counts: list[tuple[int, ...]] = []
+
+    async def work(fake: FakeProvider) -> None:
+        async with AsyncSandboxPool(endpoint=fake, on_loss="replay") as pool:
+            try:
+                async with pool.session("a", files={"x": "1"}) as session, pool.session("a") as other:
+                    await session.files.write("y", "2")
+                    fake.crash(session.sandbox_id)
+                    assert await other.files.read_text("y") == "2"
+                    command = await session.run_command("echo 1", background=True)
+                    await session.pause()
+                    await command.wait()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    while pool.stats()["creating"] or pool.stats()["killing"]:
+                        await anyio.lowlevel.checkpoint()
+                stats = pool.stats()
+                unknown = max(0, len(fake.live) - stats["live"])  # the one that is lost may not be known to be
+                counts.append((stats["in_use"], stats["waiting"], unknown, stats["live"] // 2))
+
+    async def check(fake: FakeProvider, was_cancelled: bool) -> None:
+        assert not any(counts[-1] if counts else ()), counts
+        assert fake.live == frozenset()
+
+    assert await at_every_checkpoint(work, check) > 15
+
+
+@pytest.mark.anyio
+@pytest.mark.slow
 async def test_a_caller_cancelled_anywhere_leaves_the_pool_whole() -> None:
     """Wherever a caller is cancelled: its holds are given back, no place is lost, and others get their sandboxes."""
     pools: list[AsyncSandboxPool] = []

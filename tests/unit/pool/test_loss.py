@@ -221,3 +221,22 @@ async def test_whoever_meets_the_loss_the_sessions_files_are_there_again() -> No
             assert not await second.files.exists("y")
         assert await first.files.read_text("x") == "1"
         assert [loss.lost for loss in second.losses] == [(), ()]
+
+
+@BOTH
+async def test_replay_brings_back_nothing_that_was_removed() -> None:
+    """Of the files that the session had started with, too: what was renamed or removed since comes back as it was."""
+    fake = FakeProvider(disk=128 * 1024 * 1024)
+    large = bytes(64 * 1024 * 1024 + 1)
+    async with AsyncSandboxPool(endpoint=fake, on_loss="replay") as pool:
+        files = {"large": large, "in/moved": "1", "in/gone": "2", "in/new": "3"}
+        session = await pool.session("a", files=files)
+        await session.files.rename("in/moved", "moved")
+        await session.files.remove("in/gone")
+        await session.files.write("in/new", "4")
+        for _ in range(2):
+            fake.crash(session.sandbox_id)
+            assert {entry.name async for entry in session.files.walk()} == {"large", "moved", "in", "new"}
+            assert await session.files.read_text("in/new") == "4"
+        assert [loss.lost for loss in session.losses] == [(), ()]
+        assert (await session.files.stat("large")).size == len(large)

@@ -141,19 +141,24 @@ def test_warm_ones_are_renewed_before_their_end() -> None:
 
 def test_warm_ones_beyond_the_target_are_not_prolonged() -> None:
     """The oldest are those; they go with the floor left, and no others come in their place."""
-    pool = policy(min_warm=(("x", 2),), renew_margin=40.0, floor=10.0)
-    pool.step(Tick(), 0.0)
-    for slot in (1, 2):
-        pool.step(Created(slot, 100.0 + slot), 0.0)
+    pool = policy(max_live=5, min_warm=(("y", 1), ("x", 2)), renew_margin=40.0, floor=10.0)
+    pool.step(ask(1, "a", spec=Spec("x", None, (("t", "1"),))), 0.0)
+    pool.step(Created(1), 0.0)
+    pool.step(Accept(1), 0.0)
+    assert [pool.slots[slot].spec.template for slot in (2, 3, 4)] == ["y", "x", "x"]
+    for slot in (2, 3, 4):
+        pool.step(Created(slot, 500.0 if slot == 2 else 97.0 + slot), 0.0)
+    assert pool.surplus() == set()
+    assert pool.next_alarm() == 60.0
+    pool.step(Resize(min_warm=(("y", 1), ("x", 1))), 0.0)
+    assert pool.surplus() == {3}
     assert pool.next_alarm() == 61.0
-    pool.step(Resize(min_warm=(("x", 1),)), 0.0)
-    assert pool.surplus() == {1}
-    assert pool.next_alarm() == 62.0
-    assert pool.step(Tick(), 62.0) == [Renew(2)]
-    assert pool.step(Renewed(2, 200.0), 62.0) == []
-    assert pool.next_alarm() == 91.0
-    assert pool.step(Tick(), 91.0) == [Kill(1, "retired")]
-    pool.step(Resize(min_warm=()), 92.0)
+    assert pool.step(Tick(), 61.0) == [Renew(4)]
+    assert pool.step(Renewed(4, 200.0), 61.0) == []
+    assert pool.next_alarm() == 90.0
+    assert pool.step(Tick(), 90.0) == [Kill(3, "retired")]
+    pool.step(Resize(min_warm=(("y", 1),)), 91.0)
+    assert pool.surplus() == {4}
     assert pool.next_alarm() == 190.0
 
 

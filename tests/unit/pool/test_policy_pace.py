@@ -16,6 +16,7 @@ from sandboxkit.pool._moves import (
     CreateFailed,
     Drain,
     Grant,
+    Kill,
     Killed,
     Leave,
     Limits,
@@ -229,3 +230,14 @@ def test_the_stock_waits_for_the_pace_too() -> None:
     assert pool.next_alarm() == 1.0
     assert pool.step(ask(5, spec=Spec("y")), 0.5) == []
     assert pool.step(Tick(), 1.0) == [Create(2, None, Spec("y", (), ()))]
+
+
+def test_who_waits_for_the_pace_and_loses_the_place_has_another_made() -> None:
+    """The last place goes to one whom the pace does not hold back (attach): a warm one goes for who waits."""
+    pool = PoolPolicy(Limits(max_live=2, min_warm=(("y", 1),), create_rate=0.5))
+    assert pool.step(Tick(), 0.0) == [Create(1, None, Spec("y", (), ()))]
+    pool.step(Created(1), 0.0)
+    x = Spec("x", (), ())
+    assert pool.step(Acquire(ticket=1, key="a", spec=x, deadline=30.0), 0.1) == []
+    adopted = Acquire(ticket=2, key="b", spec=x, deadline=30.0, adopt="sbx")
+    assert pool.step(adopted, 0.2) == [Create(2, "b", x, "sbx"), Kill(1, "evicted")]

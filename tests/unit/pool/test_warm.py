@@ -202,17 +202,6 @@ async def test_a_pool_that_is_not_ready_in_time_says_why() -> None:
             await pool.wait_ready(timeout=0.05)
 
 
-@BOTH
-async def test_all_who_wait_until_it_is_ready_are_told() -> None:
-    """Several wait at once, and each learns it as soon as it is so."""
-    fake = FakeProvider(create_delay=0.01)
-    async with AsyncSandboxPool(endpoint=fake, min_warm=2) as pool:
-        with anyio.fail_after(5):
-            async with anyio.create_task_group() as tasks:
-                for _ in range(3):
-                    tasks.start_soon(pool.wait_ready)
-
-
 def test_failures_back_off_degrade_and_are_given_up(virtual_time: VirtualTime) -> None:
     """The stock is asked for ever more seldom, the pool says so and why it gives up, and serves callers throughout."""
     events, given_up = list[Event](), list[Exception]()

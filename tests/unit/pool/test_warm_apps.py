@@ -1,4 +1,4 @@
-"""Warm sandboxes whose template serves an app: ready means that the app answers."""
+"""Waiting for warm sandboxes: ready means that they are there, and that the apps of their templates answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from sandboxkit.errors import PoolTimeout, ProviderUnavailable
 from sandboxkit.pool import AsyncSandboxPool
 from sandboxkit.template import Template, _registered
-from sandboxkit.testing import Fault
+from sandboxkit.testing import FakeProvider, Fault
 
 if TYPE_CHECKING:
     from .conftest import VirtualTime
@@ -69,3 +69,36 @@ def test_an_app_that_never_answers_is_named(virtual_time: VirtualTime) -> None:
                 assert session.sandbox_id == only
 
     virtual_time.run(main)
+
+
+@pytest.mark.anyio
+async def test_all_who_wait_until_it_is_ready_are_told() -> None:
+    """Several wait at once, and each learns it as soon as it is so."""
+    fake = FakeProvider(create_delay=0.01)
+    async with AsyncSandboxPool(endpoint=fake, min_warm=2) as pool:
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(3):
+                    tasks.start_soon(pool.wait_ready)
+
+
+def test_each_who_waits_has_an_error_of_its_own(virtual_time: VirtualTime) -> None:
+    """Several learn that the pool has given up: their tracebacks do not grow into each other."""
+    raised = list[Exception]()
+
+    async def main() -> None:
+        fake = virtual_time.provider()
+        fake.inject("create", Fault(error=ProviderUnavailable("503"), times=1000))
+        async with AsyncSandboxPool(endpoint=fake, min_warm=1, give_up_after=10) as pool:
+
+            async def wait() -> None:
+                with pytest.raises(ProviderUnavailable) as caught:
+                    await pool.wait_ready()
+                raised.append(caught.value)
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(wait)
+                tasks.start_soon(wait)
+
+    virtual_time.run(main)
+    assert raised[0] is not raised[1]

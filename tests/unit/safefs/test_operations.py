@@ -270,6 +270,8 @@ async def test_any_answer_is_a_value_or_a_typed_error(fake_sandbox: FakeSandbox,
 async def test_each_failure_inside_is_an_error_of_ours(fake_sandbox: FakeSandbox) -> None:
     """Every errno that has a class raises it, with the caller's path; refusals are told to the listener."""
     sandbox, told = Answering(fake_sandbox), []
+    with pytest.raises(ConfigurationError, match=r"on_refused=.*async function"):
+        AsyncSafeFS(sandbox, on_refused=anyio.sleep)
     fs = AsyncSafeFS(sandbox, on_refused=told.append)
     for number, kind in ERRORS.items():
         sandbox.answer = OperationFailed(number)
