@@ -65,7 +65,7 @@ def _engines_in(folder: Path) -> list[str]:
 
 def no_tracebacks(run: EngineRun) -> None:
     """Nothing happened that the engine did not expect."""
-    assert "Traceback" not in run.log(), run.log()[-6000:]
+    assert "Traceback" not in run.log(), run.log()[max(0, run.log().find("Traceback") - 500) :][:6000]
 
 
 @dataclass(frozen=True)
@@ -306,7 +306,7 @@ def steady(request: pytest.FixtureRequest) -> Iterator[EngineRun]:
                 client.delete(f"/sandboxes/{left['sandboxID']}")
             assert "data" in run.run(client, run.create(client), "echo here")
         assert run.stop() == 0
-        assert "Traceback" not in run.log(), run.log()[-6000:]
+        assert "Traceback" not in run.log(), run.log()[max(0, run.log().find("Traceback") - 500) :][:6000]
         assert "engine.ended in_time=True" in run.log()
 
 

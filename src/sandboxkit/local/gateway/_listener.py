@@ -6,14 +6,15 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 from typing import Any
 
 import httptools
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from sandboxkit.errors import ConfigurationError
@@ -58,6 +59,8 @@ class BoundedProtocol(HttpToolsProtocol):
     _early = b""
     """What came after such a request, while it is undecided."""
     _tunnel: Tunnel | None = None
+    _cycles: Sequence[RequestResponseCycle] = ()
+    """The requests that have no whole answer yet, in their order; uvicorn itself knows the last one alone."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -104,6 +107,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             self.scope["extensions"] = {TAKE_OVER: {"call": self._take_over}}
         super().on_headers_complete()
+        self._cycles = [*self._unanswered(), self.cycle]
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False  # the parser reads no further request after this one
 
@@ -128,6 +132,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._tunnel is not None:
             self._tunnel.feed_end(is_lost=True)
         super().connection_lost(exc)
+        for cycle in self._unanswered():
+            _hang_up(cycle)
 
     def shutdown(self) -> None:
         if self._tunnel is not None:
@@ -162,8 +168,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._is_refused or self.transport.is_closing():
             return
         self._is_refused = True
-        if self._abandon_responses():
-            self.transport.close()  # an answer that has begun: nothing can be said after it
+        if self._leave_to_others():
             return
         body = b'{"code":%d,"message":"%s"}' % (status, message.encode())
         head = b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
@@ -172,16 +177,31 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.write_eof()
         self.loop.call_later(LINGER, self.transport.close)
 
-    def _abandon_responses(self) -> bool:
-        """Let the requests that are being answered see their client gone: no more of theirs may be written. Returns
-        whether the answer to one had begun."""
-        self.pipeline.clear()
-        cycle = self.cycle
-        if cycle is None or cycle.response_complete:
+    def _leave_to_others(self) -> bool:
+        """Give up the request that broke off. Whether the answers to others, or to its own beginning, are on their way:
+        a refusal would be taken for one of them. They are the last ones of this connection."""
+        unanswered = self._unanswered()
+        broken = [cycle for cycle in unanswered if cycle.more_body]
+        whole = [cycle for cycle in unanswered if not cycle.more_body]
+        for cycle in broken:
+            _hang_up(cycle)
+        self.pipeline = deque((cycle, app) for cycle, app in self.pipeline if cycle not in broken)
+        if whole:
+            whole[-1].keep_alive = False
+        elif any(cycle.response_started for cycle in broken):
+            self.transport.close()
+        else:
             return False
-        cycle.disconnected = True
-        cycle.message_event.set()
-        return cycle.response_started
+        return True
+
+    def _unanswered(self) -> list[RequestResponseCycle]:
+        return [cycle for cycle in self._cycles if not cycle.response_complete]
+
+
+def _hang_up(cycle: RequestResponseCycle) -> None:
+    """Let a request that is being answered see its client gone: no more of its answer is written."""
+    cycle.disconnected = True
+    cycle.message_event.set()
 
 
 class Server(uvicorn.Server):
