@@ -121,7 +121,7 @@ class Lease:
 
     async def _is_there(self, core: Core) -> bool:
         """Whether a sandbox that could not be used is there all the same: it is paused, or was, or only seemed gone."""
-        if core.gone is not None:
+        if core.gone is not None or self.shell.life.is_too_old(core):
             return False
         pauses = self.shell.options.timeouts.at_end == "pause" or core.is_paused or core.lock.locked()
         try:

@@ -67,7 +67,7 @@ class Life:
         async with core.lock:
             if not core.is_unchecked or core.gone is not None:
                 return
-            if self._is_too_old(core):
+            if self.is_too_old(core):
                 self._step(Lost(core.slot, "expired"))
             elif await self._is_there(core):
                 core.is_unchecked = False
@@ -163,12 +163,13 @@ class Life:
             return None
         return core.made_at + self._timeouts.max_lifetime - anyio.current_time()
 
-    def _is_too_old(self, core: Core) -> bool:
+    def is_too_old(self, core: Core) -> bool:
+        """Whether less than the floor is left of `max_lifetime`: nothing may begin in it any more."""
         left = self.left(core)
         return left is not None and left < self._timeouts.floor
 
     def _refuse_the_old(self, core: Core) -> None:
-        if self._is_too_old(core):
+        if self.is_too_old(core):
             raise SandboxExpired(
                 f"Sandbox {core.sandbox.sandbox_id} is nearly TimeoutPolicy.max_lifetime="
                 f"{self._timeouts.max_lifetime:g} s old: less than floor={self._timeouts.floor:g} s is left.",

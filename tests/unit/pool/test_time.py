@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import anyio
 import anyio.lowlevel
@@ -69,12 +69,13 @@ def test_a_heartbeat_that_fails_is_made_up_for(virtual_time: VirtualTime) -> Non
     virtual_time.run(main)
 
 
+@pytest.mark.parametrize("at_end", ["kill", "pause"])
 @pytest.mark.parametrize("hours", [1, 24])
-def test_a_plans_cap_is_kept_to(virtual_time: VirtualTime, hours: int) -> None:
+def test_a_plans_cap_is_kept_to(virtual_time: VirtualTime, hours: int, at_end: Literal["kill", "pause"]) -> None:
     """No request asks for more than the plan allows, nor lets a sandbox grow older; before its cap it is retired, with
     the floor left for what began last. A session with on_loss goes on in a new one."""
     cap = hours * 3600.0
-    timeouts = TimeoutPolicy(lifetime=600, floor=60, max_lifetime=cap)
+    timeouts = TimeoutPolicy(lifetime=600, floor=60, max_lifetime=cap, at_end=at_end)
 
     async def main() -> None:
         fake = virtual_time.provider()
